@@ -1,0 +1,20 @@
+"""Passes that turn an exported graph into one the lowering knows; order matters, it is listed here."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from exporter.passes.fuse_activations import fuse_activations
+from exporter.passes.fuse_latents_unpack import fuse_latents_unpack
+from exporter.passes.fuse_linear import fuse_linear
+from exporter.passes.fuse_modulation import fuse_modulation
+from exporter.passes.fuse_norm_rotary import fuse_norm_rotary
+
+PASSES = (fuse_linear, fuse_activations, fuse_modulation, fuse_norm_rotary, fuse_latents_unpack)
+
+
+def run_passes(model: ir.Model) -> ir.Model:
+    """Run every pass in order, in place."""
+    for fuse in PASSES:
+        fuse(model)
+    return model
