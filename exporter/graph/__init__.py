@@ -41,7 +41,7 @@ def export_graphs(configs: dict[str, dict[str, Any]], *, weights: str, encoder_b
     from exporter.graph.denoiser import Denoiser
     from exporter.graph.encoder import Encoder
     from exporter.graph.onnx_export import export_module
-    from exporter.graph.store_weights import dense_kind, denoiser_kind, encoder_kind, store_weights
+    from exporter.graph.store_weights import denoiser_kind, dense_kind, encoder_kind, store_weights
 
     graphs = {}
     with torch.device("meta"):

@@ -11,7 +11,7 @@ import sympy
 from exporter.errors import BadBundle
 from exporter.lower.sizes import Size, divisible, product, shape_of, to_json
 from exporter.lower.views import Operand, View
-from exporter.passes.match import constant
+from exporter.passes.match import constant, is_stored
 
 MAX_RANK = {"unary": 6, "binary": 4}
 
@@ -63,7 +63,7 @@ class Lowering:
         """The view of an operand: a computed value or a stored tensor with one axis."""
         if value.name in self.views:
             return self.views[value.name]
-        if value.is_initializer() and value.const_value is None or isinstance(value.const_value, ir.ExternalTensor):
+        if is_stored(value):
             return View.contiguous(value.name, shape_of(value))
         raise BadBundle(f"graph: value {value.name} is used before it is computed, or is a constant that no kernel takes")
 

@@ -9,8 +9,9 @@ from exporter.passes.fuse_latents_unpack import fuse_latents_unpack
 from exporter.passes.fuse_linear import fuse_linear
 from exporter.passes.fuse_modulation import fuse_modulation
 from exporter.passes.fuse_norm_rotary import fuse_norm_rotary
+from exporter.passes.join_parts import join_parts
 
-PASSES = (fuse_linear, fuse_activations, fuse_modulation, fuse_norm_rotary, fuse_latents_unpack)
+PASSES = (join_parts, fuse_linear, fuse_activations, fuse_modulation, fuse_norm_rotary, fuse_latents_unpack)
 
 
 def run_passes(model: ir.Model) -> ir.Model:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporter.passes.match import attribute, only_user, replace
+from exporter.passes.match import attribute, is_stored, only_user, replace
 
 
 def fuse_latents_unpack(model: ir.Model) -> None:
     graph = model.graph
     for product in [n for n in graph if n.op_type == "Mul"]:
-        std = next((i for i in product.inputs if i.is_initializer() and i.const_value is None), None)
+        std = next((i for i in product.inputs if is_stored(i)), None)
         add = only_user(product.outputs[0], "Add")
         first = only_user(add.outputs[0], "Reshape") if add is not None else None
         order = only_user(first.outputs[0], "Transpose") if first is not None else None

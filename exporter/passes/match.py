@@ -28,11 +28,17 @@ def attribute(node: ir.Node, name: str, default=None):
     return default if found is None else found.value
 
 
+def is_stored(value: ir.Value | None) -> bool:
+    """Whether `value` is a tensor of the bundle: an initializer whose data is elsewhere."""
+    return value is not None and value.is_initializer() and (
+        value.const_value is None or isinstance(value.const_value, ir.ExternalTensor))
+
+
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The data of a constant, or None for anything computed, fed in or without data (a weight)."""
     if value is None:
         return None
-    if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
+    if value.const_value is not None and not is_stored(value):
         return value.const_value.numpy()
     node = producer(value, "Constant")
     if node is None:

@@ -1,0 +1,60 @@
+"""Products with stored weights: linear layers and embeddings."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from exporter.lower.lowering import Lowering, aligned
+from exporter.lower.operators.common import refuse, row_result
+from exporter.lower.sizes import shape_of
+from exporter.passes.fuse_linear import stored_weight
+from exporter.passes.match import attribute
+
+
+def linear(low: Lowering, node: ir.Node) -> None:
+    kind, group = attribute(node, "kind"), attribute(node, "group")
+    count = attribute(node, "parts")
+    parts = list(node.inputs[1 : 1 + count])
+    bias = node.inputs[1 + count] if len(node.inputs) > 1 + count else None
+    target = node.outputs[0]
+    k, n = shape_of(node.inputs[0])[-1], shape_of(target)[-1]
+    x, x_stride = low.rows(low.view(node.inputs[0]), k, node.inputs[0].name)
+    y, y_stride = row_result(low, target, n)
+    emit_linear(low, node.name or target.name, x, x_stride, y, y_stride, k, n, stored_matrix(kind, parts), group, bias)
+
+
+def stored_matrix(kind: str, parts: list[ir.Value]) -> tuple[str, dict[str, str]]:
+    """(option `weights`, weight bindings) of a stored matrix."""
+    if kind == "dense":
+        return ("f16" if parts[0].dtype == ir.DataType.FLOAT16 else "f32"), {"weight": parts[0].name}
+    return kind, dict(zip(("codes", "scales", "offsets"), (part.name for part in parts), strict=False))
+
+
+def emit_linear(low: Lowering, source: str, x, x_stride, y, y_stride, k, n, weights, group: int, bias) -> None:
+    kind, tensors = weights
+    bindings = {"x": x, **tensors}
+    if bias is not None:
+        bindings["bias"] = bias.name
+    options = {"weights": kind, "bias": bias is not None, "aligned": aligned(k, x.offset, x_stride)}
+    low.dispatch("linear", {**bindings, "y": y}, options=options, source=source,
+                 constants={"N": n, "K": k, "GROUP": group or 128},
+                 uniforms={"rows": x.shape[0], "x_offset": x.offset, "x_stride": x_stride,
+                           "y_offset": y.offset, "y_stride": y_stride})
+
+
+def embedding(low: Lowering, node: ir.Node) -> None:
+    target = node.outputs[0]
+    if node.op_type == "Gather":
+        weight = stored_weight(node.inputs[0])
+        if weight is None or attribute(node, "axis", 0) != 0:
+            raise refuse(node, "rows of a stored table expected")
+        kind, tensors, group, ids = *stored_matrix("dense", [weight]), 128, node.inputs[1]
+    else:
+        kind, group = node.op_type.removeprefix("Embedding").lower().split("g")
+        kind, tensors = stored_matrix(kind, list(node.inputs[:3]))
+        group, ids = int(group), node.inputs[3]
+    columns = shape_of(target)[-1]
+    y, y_stride = row_result(low, target, columns)
+    low.dispatch("embedding", {"ids": low.view(ids), **tensors, "y": y}, options={"weights": kind}, source=target.name,
+                 constants={"COLUMNS": columns, "GROUP": group},
+                 uniforms={"rows": y.shape[0], "y_offset": y.offset, "y_stride": y_stride})

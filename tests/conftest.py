@@ -1,0 +1,58 @@
+"""Fixtures that several test folders share: one browser and small localhost servers."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from exporter.browser import launch
+from tests import pipelines
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript"}
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium with the software WebGPU adapter, one for the whole session."""
+    with launch("software") as launched:
+        yield launched
+
+
+@pytest.fixture(scope="session")
+def local_server() -> Iterator[Callable[[Path], str]]:
+    """`local_server(folder)` serves a folder on localhost (a secure context) and returns its URL."""
+    servers: list[http.server.ThreadingHTTPServer] = []
+
+    def serve(folder: Path) -> str:
+        handler = functools.partial(_QuietHandler, directory=str(folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Callable[[str], Path]:
+    """`exported(name)` is the bundle of one of `tests.pipelines.CONFIGURATIONS`, made once."""
+    folder = tmp_path_factory.mktemp("pipelines")
+
+    @functools.cache
+    def bundle(name: str) -> Path:
+        return pipelines.export(name, folder)[1]
+
+    return bundle

@@ -1,0 +1,59 @@
+"""Run a plan on the CPU with the kernels' numpy references: checks a lowering without any GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import webgpu_kernels
+from exporter.expressions import evaluate
+
+_TYPES = {"f32": np.float32, "u32": np.uint32}
+
+
+def run_plan(plan: dict[str, Any], tensor: Callable[[str], np.ndarray], symbols: dict[str, int],
+             inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Execute every dispatch in order.
+
+    Args:
+        tensor: stored tensor by name, in its stored type.
+        symbols: values of the plan's symbols.
+        inputs: flat or shaped arrays by input name.
+
+    Returns:
+        Flat arrays of all outputs.
+    """
+    buffers = [np.full(int(evaluate(v["elements"], symbols)), np.nan if v["dtype"] == "f32" else 0, _TYPES[v["dtype"]])
+               for v in plan["values"]]
+    for value, buffer in zip(plan["values"], buffers, strict=True):
+        if value["role"] == "input":
+            buffer[:] = np.asarray(inputs[value["name"]]).reshape(-1)
+    for dispatch in plan["dispatches"]:
+        kernel = webgpu_kernels.get(dispatch["kernel"])
+        options = kernel.complete(dispatch["options"])
+        uniforms = {name: evaluate(size, symbols) for name, size in dispatch["uniforms"].items()}
+        operands, outputs = {}, {}
+        for binding in kernel.present_bindings(options):
+            target = dispatch["bindings"][binding.name]
+            if binding.access == "read_write":
+                outputs[binding.name] = buffers[target].size
+            else:
+                operands[binding.name] = buffers[target] if isinstance(target, int) else _packed(tensor(target))
+        results = kernel.reference(operands, options, dispatch["constants"], uniforms, outputs)
+        for name, result in results.items():
+            buffer = buffers[dispatch["bindings"][name]]
+            written = ~np.isnan(result.astype(np.float64)) if result.dtype.kind == "f" else np.ones(result.shape, bool)
+            buffer[written] = result[written].astype(buffer.dtype)
+    return {v["name"]: b for v, b in zip(plan["values"], buffers, strict=True) if v["role"] == "output"}
+
+
+def _packed(array: np.ndarray) -> np.ndarray:
+    """A stored tensor as its GPU buffer: flat, float16 as pairs in u32 words."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if flat.dtype == np.float16:
+        if flat.size % 2:
+            flat = np.append(flat, np.float16(0))
+        return flat.view(np.uint32)
+    return flat
