@@ -1,0 +1,266 @@
+"""Bitbrush's command line. Each verb calls one function; DESIGN.md §7 lists them with the exit codes.
+
+Progress goes to stderr, facts to stdout, an error is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from exporter.errors import BadArguments, BitbrushError
+
+ROOT = Path(__file__).resolve().parent
+DIST = ROOT / "dist"
+CACHE = ROOT / ".cache" / "sites"
+CACHED_SITES = 8
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports a mistake as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadArguments(f"{self.prog}: {message}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, such as 512x512, found {text!r}")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"\d{1,18}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, found {text!r}")
+    return int(text)
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", text):
+        raise argparse.ArgumentTypeError(f"expected layer numbers, such as 9,18,27, found {text!r}")
+    return tuple(int(layer) for layer in text.split(","))
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="build.py", description="Bitbrush: a FLUX.2-klein checkpoint becomes a web page.")
+    verbs = parser.add_subparsers(dest="verb", title="verbs", metavar="VERB")
+
+    serve = verbs.add_parser("serve", help="build the site if needed, serve it, print its address")
+    serve.add_argument("--port", type=_whole, default=3000, help="0 takes a free one (default 3000)")
+
+    draw = verbs.add_parser("generate", help="make a picture with the built page in headless Chrome")
+    draw.add_argument("-p", "--prompt", required=True)
+    draw.add_argument("--size", type=_size, help="WIDTHxHEIGHT, multiples of 16 (default: the model's own)")
+    draw.add_argument("--seed", type=_whole, default=9909)
+    draw.add_argument("--steps", type=_whole, help="default: the model's own, 4")
+    draw.add_argument("--model", default="pocket", metavar="NAME|BUNDLE")
+    draw.add_argument("--variant", help="binary or ternary (default: ternary if the model has it)")
+    draw.add_argument("--adapter", choices=("auto", "software", "hardware"), default="auto")
+    draw.add_argument("-o", "--out", type=Path, default=Path("out.png"))
+    draw.add_argument("--latents-out", type=Path, help="write f32 [steps, image_tokens, channels] as .npy")
+    draw.add_argument("--json", action="store_true", help="print the facts as JSON")
+
+    export = verbs.add_parser("export", help="make a bundle of a diffusers folder (needs the extra 'export')")
+    export.add_argument("checkpoint", type=Path)
+    export.add_argument("--weights", required=True, metavar="binary|ternary|keep")
+    export.add_argument("-o", "--out", type=Path, required=True)
+    export.add_argument("--encoder-bits", type=int, choices=(4, 8, 16), default=4)
+    export.add_argument("--encoder-layers", type=_layers, default=None, help="default 9,18,27")
+
+    site = verbs.add_parser("site", help="make a site of some bundles")
+    site.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
+    site.add_argument("-o", "--out", type=Path, default=DIST)
+    site.add_argument("--weights-url", help="https address of the folder that holds shards/")
+    site.add_argument("--space", metavar="USER/NAME", help="also write the README.md of a static Space")
+
+    verbs.add_parser("test", help="run the tests; further arguments go to pytest", add_help=False)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Arguments of one call; `rest` holds what goes on to pytest. Raises BadArguments."""
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.verb != "test":
+        parser.error(f"expected no further arguments, found {' '.join(rest)}")
+    arguments.rest = rest
+    return arguments
+
+
+def build(arguments: argparse.Namespace) -> None:
+    from exporter.website import build_site, embedded_bundles
+
+    entries = build_site(embedded_bundles(), DIST)
+    print(f"{DIST}: {', '.join(entry['id'] for entry in entries)}")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    from exporter.serve import make_server, url_of
+    from exporter.website import build_site, embedded_bundles, read_stamp
+
+    earlier = read_stamp(DIST)
+    if not earlier or earlier["embedded"]:  # a site of other bundles is served as it is
+        build_site(embedded_bundles(), DIST)
+    server = make_server(DIST, arguments.port)
+    print(f"Bitbrush is at {url_of(server)} (Ctrl+C ends it)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print("ended", file=sys.stderr)
+
+
+def _choose(model: str, variant: str | None) -> tuple[list[Path], dict[str, Any]]:
+    """The bundles to build a site of (the embedded ones, or one folder) and the manifest to draw with."""
+    from exporter.manifest import load
+    from exporter.website import embedded_bundles
+
+    bundles = embedded_bundles()
+    manifests = [load(bundle) for bundle in bundles]
+    names = sorted({manifest["name"] for manifest in manifests})
+    if model not in names:
+        if "/" not in model and "\\" not in model and not Path(model).exists():
+            expected = " or ".join([*names, "the folder of a bundle"])
+            raise BadArguments(f"--model: expected {expected}, found {model!r}")
+        bundles = [Path(model)]
+        manifests = [load(bundles[0])]
+        model = manifests[0]["name"]
+    variants = {manifest["variant"]: manifest for manifest in manifests if manifest["name"] == model}
+    wanted = variant or ("ternary" if "ternary" in variants else next(iter(variants)))
+    if wanted not in variants:
+        raise BadArguments(f"--variant: expected {' or '.join(variants)}, found {wanted!r}")
+    return bundles, variants[wanted]
+
+
+def _cached_site(bundles: list[Path]) -> tuple[Path, list[dict[str, Any]]]:
+    """The site of some bundles in the cache folder, which keeps the last few, and its list of models."""
+    from exporter.website import SiteOptions, build_site, inputs_hash
+
+    site = CACHE / inputs_hash(bundles, SiteOptions())[:16]
+    entries = build_site(bundles, site)
+    os.utime(site)
+    for old in sorted(CACHE.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-CACHED_SITES]:
+        shutil.rmtree(old, ignore_errors=True)
+    return site, entries
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise BadArguments(
+            f"{path}: expected a file that can be written, found {error.strerror or error}"
+        ) from error
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    from exporter import generate as page
+    from exporter.publish import site_id
+
+    for path in (arguments.out, arguments.latents_out):
+        if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise BadArguments(f"{path}: expected a file in a folder that exists, found none")
+    bundles, manifest = _choose(arguments.model, arguments.variant)
+    width, height = arguments.size or manifest["sizes"]["default"]
+    steps = manifest["schedule"]["steps"] if arguments.steps is None else arguments.steps
+    prompt = os.fsencode(arguments.prompt).decode("utf-8", "replace")  # bytes that are no text stay harmless
+    request = page.Request(prompt, width, height, steps, arguments.seed)
+    page.check_request(request, manifest["sizes"])
+    site, entries = _cached_site(bundles)
+    chosen = next(entry for entry in entries if entry["id"] == site_id(manifest))
+    wants_latents = arguments.latents_out is not None
+    picture = page.generate(site, chosen, request, latents=wants_latents, adapter=arguments.adapter)
+    _write(arguments.out, picture.png)
+    if picture.latents is not None:
+        _write(arguments.latents_out, page.npy_bytes(picture.latents))
+    facts = page.summary(picture, arguments.out)
+    line = "{file}: {width}x{height}, seed {seed}, {steps} steps, {model} {variant}, {adapter}, {seconds[total]} s"
+    print(json.dumps(facts, ensure_ascii=False, indent=1) if arguments.json else line.format(**facts))
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from exporter.bundle import export_bundle
+
+    for needed in ("torch", "diffusers", "transformers"):
+        if importlib.util.find_spec(needed) is None:
+            raise BitbrushError(
+                f"export: expected the Python package {needed}, found none: pip install -e '.[export]'"
+            )
+    made = export_bundle(
+        arguments.checkpoint,
+        arguments.out,
+        weights=arguments.weights,
+        encoder_bits=arguments.encoder_bits,
+        layers=arguments.encoder_layers,
+        progress=_export_progress(),
+    )
+    for note in made.notes:
+        print(note, file=sys.stderr)
+    print(f"{made.folder}: {made.bytes / 1e6:.1f} MB of weights")
+
+
+def _export_progress() -> Callable[[str, int, int], None]:
+    """Shows the values stored so far as a bar on stderr."""
+    from tqdm import tqdm
+
+    bar = tqdm(unit="values", unit_scale=True, disable=None)
+
+    def show(what: str, done: int, total: int) -> None:
+        bar.total = total
+        bar.set_description(what, refresh=False)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return show
+
+
+def site(arguments: argparse.Namespace) -> None:
+    from exporter.website import SiteOptions, build_site
+
+    entries = build_site(
+        arguments.bundles, arguments.out, SiteOptions(arguments.weights_url, arguments.space)
+    )
+    print(f"{arguments.out}: {', '.join(entry['id'] for entry in entries)}")
+
+
+def test(arguments: argparse.Namespace) -> int:
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments.rest], cwd=ROOT, check=False).returncode
+
+
+VERBS = {None: build, "serve": serve, "generate": generate, "export": export, "site": site, "test": test}
+
+
+def _report(error: object, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    try:
+        arguments = parse(argv)
+        return VERBS[arguments.verb](arguments) or 0
+    except BitbrushError as error:
+        return _report(error, error.exit_code)
+    except OSError as error:
+        return _report(error, 1)
+    except KeyboardInterrupt:
+        return _report("interrupted", 130)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Folders that appear all at once or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from exporter import manifest as manifests
+from exporter.errors import BadArguments, BadBundle
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `out` that takes the place of `out` at the end, all or nothing.
+
+    An existing bundle at `out` is replaced. Raises BadArguments for any other content at `out` and for
+    places that cannot be written.
+    """
+    out = out.resolve()
+    if out.exists() and not _replaceable(out):
+        raise BadArguments(
+            f"{out}: expected a new folder or a bundle to replace, found something else; nothing was changed"
+        )
+    work = out.parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir()
+    except OSError as problem:
+        raise BadArguments(
+            f"{out}: expected a folder that can be written, found: {problem.strerror}"
+        ) from None
+    old = work.with_suffix(".old")
+    try:
+        yield work
+        if out.exists():
+            out.rename(old)
+        work.rename(out)
+    except OSError as problem:
+        raise BadArguments(
+            f"{out}: expected a folder that can be written, found: {problem.strerror or problem}"
+        ) from None
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaceable(out: Path) -> bool:
+    if not out.is_dir():
+        return False
+    if not any(out.iterdir()):
+        return True
+    try:
+        manifests.load(out)
+    except BadBundle:
+        return False
+    return True

