@@ -1,0 +1,143 @@
+// A prompt becomes a picture: text -> features; noise -> latents, step by step; latents -> pixels.
+
+import { BitbrushError, throwIfAborted } from "./errors.js";
+import { reporter } from "./model.js";
+import { initialLatents } from "./noise.js";
+import { denoiserRotary, encoderRotary, timestepFeatures } from "./rotary.js";
+import { checkRequest } from "./request.js";
+import { makeSchedule } from "./schedule.js";
+
+/**
+ * @typedef {import("./model.js").Model} Model
+ * @typedef {import("./request.js").Request} Request
+ * @typedef {{signal?: AbortSignal, onProgress: import("./model.js").OnProgress}} Options
+ * @typedef {{pixels: Uint8ClampedArray<ArrayBuffer>, width: number, height: number, seed: number,
+ *   timings_ms: Record<string, number>, latents?: Float32Array<ArrayBuffer>, features?: Float32Array<ArrayBuffer>}} Picture
+ *   pixels: RGBA, u8[height, width, 4]; latents: f32[steps, image_tokens, channels], after each step;
+ *   features: f32[text_tokens, features]
+ * @typedef {{rows: number, columns: number, tokens: number}} Grid of latents
+ */
+
+/**
+ * @param {Float32Array} values
+ * @param {string} where
+ */
+function requireFinite(values, where) {
+  const index = values.findIndex((value) => !Number.isFinite(value));
+  if (index >= 0) throw new BitbrushError("bad-numbers", `${where}: expected numbers, found ${values[index]} at ${index}`);
+}
+
+/**
+ * @param {Model} model
+ * @param {string} prompt
+ * @param {Options} options
+ * @returns {Promise<Float32Array<ArrayBuffer>>} f32[text_tokens, features]
+ */
+function encode(model, prompt, { signal, onProgress }) {
+  const { text } = model.manifest;
+  const { ids, mask } = model.tokenize(prompt);
+  const rotary = encoderRotary(text.rotary, text.length);
+  return model.withExecutor("encoder", { text_tokens: text.length }, async (encoder) => {
+    encoder.write("token_ids", ids);
+    encoder.write("key_mask", mask);
+    encoder.write("rotary_cos", rotary.cos);
+    encoder.write("rotary_sin", rotary.sin);
+    await encoder.run({ signal, onSlice: reporter(onProgress, "encode", "parts") });
+    const features = new Float32Array(await encoder.read("features"));
+    requireFinite(features, "text features");
+    return features;
+  });
+}
+
+/**
+ * @param {Model} model
+ * @param {Float32Array<ArrayBuffer>} features
+ * @param {Request} request
+ * @param {Grid} grid
+ * @param {Options} options
+ * @returns {Promise<Float32Array<ArrayBuffer>[]>} latents after each step, f32[image_tokens, channels]
+ */
+function denoise(model, features, { steps, seed }, grid, { signal, onProgress }) {
+  const { manifest } = model;
+  const textTokens = manifest.text.length;
+  const { sigmas, timesteps } = makeSchedule(manifest.schedule, steps, grid.tokens);
+  const rotary = denoiserRotary(manifest.denoiser.rotary, textTokens, grid.rows, grid.columns);
+  const report = reporter(onProgress, "denoise", "steps");
+  const symbols = { image_tokens: grid.tokens, text_tokens: textTokens };
+  return model.withExecutor("denoiser", symbols, async (denoiser) => {
+    denoiser.write("features", features);
+    const textValues = (textTokens * rotary.cos.length) / (textTokens + grid.tokens);
+    for (const kind of /** @type {const} */ (["cos", "sin"])) {
+      denoiser.write(`text_rotary_${kind}`, rotary[kind].subarray(0, textValues));
+      denoiser.write(`image_rotary_${kind}`, rotary[kind].subarray(textValues));
+    }
+    let latents = initialLatents(seed, manifest.latents.channels, grid.tokens);
+    const history = [];
+    for (let step = 0; step < steps; step += 1) {
+      denoiser.write("latents", latents);
+      denoiser.write("timestep_features", timestepFeatures(timesteps[step], manifest.denoiser.timestep_features));
+      denoiser.write("step_size", Float32Array.of(sigmas[step + 1] - sigmas[step]));
+      await denoiser.run({ signal, onSlice: (done, total) => report(step, steps, (step + done / total) / steps) });
+      latents = new Float32Array(await denoiser.read("next_latents"));
+      requireFinite(latents, `latents after step ${step + 1}`);
+      history.push(latents);
+    }
+    report(steps, steps);
+    return history;
+  });
+}
+
+/**
+ * @param {Model} model
+ * @param {Float32Array<ArrayBuffer>} latents f32[image_tokens, channels]
+ * @param {Grid} grid
+ * @param {Options} options
+ * @returns {Promise<Uint8ClampedArray<ArrayBuffer>>} RGBA
+ */
+function decode(model, latents, { rows, columns }, { signal, onProgress }) {
+  return model.withExecutor("decoder", { rows, columns }, async (decoder) => {
+    decoder.write("latents", latents);
+    await decoder.run({ signal, onSlice: reporter(onProgress, "decode", "parts") });
+    if (decoder.hasOutput("image")) requireFinite(new Float32Array(await decoder.read("image")), "the picture");
+    return new Uint8ClampedArray(await decoder.read("pixels"));
+  });
+}
+
+/**
+ * Make a picture. Afterwards, whatever happened, the GPU holds the model's weights and nothing else.
+ * @param {Model} model
+ * @param {Partial<Record<keyof Request, unknown>>} wanted
+ * @param {Options & {latents?: boolean}} options latents: return them and the text features, too, and the text features
+ * @returns {Promise<Picture>}
+ */
+export async function generate(model, wanted, options) {
+  const request = checkRequest(wanted, model.manifest);
+  const { downscale } = model.manifest.latents;
+  const [rows, columns] = [request.height / downscale, request.width / downscale];
+  const grid = { rows, columns, tokens: rows * columns };
+  const began = performance.now();
+  const features = await model.textFeatures(request.prompt, options, () => encode(model, request.prompt, options));
+  const encoded = performance.now();
+  const history = await denoise(model, features, request, grid, options);
+  const denoised = performance.now();
+  const pixels = await decode(model, history[history.length - 1], grid, options);
+  const decoded = performance.now();
+  throwIfAborted(options.signal);
+  return {
+    pixels,
+    width: request.width,
+    height: request.height,
+    seed: request.seed,
+    timings_ms: {
+      encode: encoded - began, denoise: denoised - encoded, decode: decoded - denoised, total: decoded - began,
+    },
+    ...(options.latents ? { latents: joined(history), features: features.slice() } : {}),
+  };
+}
+
+/** @param {Float32Array<ArrayBuffer>[]} arrays of one length */
+function joined(arrays) {
+  const all = new Float32Array(arrays.length * arrays[0].length);
+  arrays.forEach((array, index) => all.set(array, index * array.length));
+  return all;
+}

@@ -1,0 +1,135 @@
+// Parses and checks a model's manifest, and answers where its files are.
+
+import { BitbrushError, show } from "./errors.js";
+import { checkFormat, isRecord } from "./plan.js";
+
+/**
+ * @typedef {{shard: number, offset: number, bytes: number}} Part bytes `offset` .. `offset + bytes` of a shard
+ * @typedef {{dtype: "U32" | "F16" | "F32", shape: number[], parts: Part[]}} Tensor
+ * @typedef {{graph: string, plan: string, tensors: Record<string, Tensor>}} Component
+ * @typedef {{file: string, bytes: number, sha256: string}} Shard
+ * @typedef {{tokenizer: string, prefix: string, suffix: string, length: number, pad_id: number, layers: number[],
+ *   features: number, rotary: {head_size: number, theta: number}}} TextSettings
+ * @typedef {{multiple: number, minimum: number, maximum: number, default: [number, number],
+ *   presets: [number, number][]}} Sizes
+ * @typedef {"encoder" | "denoiser" | "decoder"} ComponentName
+ * @typedef {{format: number, name: string, variant: string, components: Record<ComponentName, Component>,
+ *   shards: Shard[], shards_url?: string, text: TextSettings, latents: {channels: number, downscale: number},
+ *   denoiser: {rotary: {axes: number[], theta: number}, timestep_features: number},
+ *   schedule: Record<string, unknown> & {steps: number}, sizes: Sizes}} Manifest
+ */
+
+export const MANIFEST_FORMAT = 1;
+/** @type {ComponentName[]} */
+export const COMPONENTS = ["encoder", "denoiser", "decoder"];
+
+/** @type {(value: unknown) => boolean} */
+const isCount = (value) => Number.isSafeInteger(value) && Number(value) > 0;
+/** @type {(value: unknown) => boolean} */
+const isString = (value) => typeof value === "string";
+/** @type {(value: unknown) => boolean} */
+const isSize = (value) => Array.isArray(value) && value.length === 2 && value.every(isCount);
+
+/** Every key that the runtime reads: path, test, what it must be. @type {[string, (value: any) => boolean, string][]} */
+const FIELDS = [
+  ["name", isString, "a string"],
+  ["variant", isString, "a string"],
+  ["shards", (value) => Array.isArray(value), "a list"],
+  ["text.tokenizer", isString, "a folder"],
+  ["text.prefix", isString, "a string"],
+  ["text.suffix", isString, "a string"],
+  ["text.length", isCount, "a positive number"],
+  ["text.pad_id", (value) => Number.isSafeInteger(value) && value >= 0, "a token id"],
+  ["text.features", isCount, "a positive number"],
+  ["text.rotary.head_size", isCount, "a positive number"],
+  ["text.rotary.theta", (value) => value > 0, "a positive number"],
+  ["latents.channels", isCount, "a positive number"],
+  ["latents.downscale", isCount, "a positive number"],
+  ["denoiser.rotary.axes", (value) => Array.isArray(value) && value.length === 4 && value.every(isCount), "four numbers"],
+  ["denoiser.rotary.theta", (value) => value > 0, "a positive number"],
+  ["denoiser.timestep_features", isCount, "a positive number"],
+  ["schedule.steps", isCount, "a positive number"],
+  ["sizes.multiple", isCount, "a positive number"],
+  ["sizes.minimum", isCount, "a positive number"],
+  ["sizes.maximum", isCount, "a positive number"],
+  ["sizes.default", isSize, "[width, height]"],
+  ["sizes.presets", (value) => Array.isArray(value) && value.every(isSize), "a list of [width, height]"],
+];
+
+/**
+ * A manifest from parsed JSON.
+ * @param {unknown} json
+ * @param {string} where its address, for messages
+ * @returns {Manifest}
+ */
+export function parseManifest(json, where) {
+  /** @type {(path: string, expected: string, found: unknown) => BitbrushError} */
+  const bad = (path, expected, found) =>
+    new BitbrushError("bad-bundle", `${where}, ${path}: expected ${expected}, found ${show(found)}`);
+  if (!isRecord(json)) throw new BitbrushError("bad-bundle", `${where}: expected a manifest, found ${show(json)}`);
+  checkFormat(json.format, MANIFEST_FORMAT, where);
+  for (const [path, test, expected] of FIELDS) {
+    const value = path.split(".").reduce((/** @type {any} */ at, key) => at?.[key], json);
+    if (!test(value)) throw bad(path, expected, value);
+  }
+  const manifest = /** @type {Manifest} */ (/** @type {unknown} */ (json));
+  manifest.shards.forEach((shard, index) => {
+    const good = isRecord(shard) && isString(shard.file) && isCount(shard.bytes) && /^[0-9a-f]{64}$/.test(shard.sha256);
+    if (!good) throw bad(`shards.${index}`, "file, bytes and sha256", shard);
+  });
+  for (const name of COMPONENTS) {
+    const component = manifest.components?.[name];
+    if (!isRecord(component) || !isString(component.plan) || !isRecord(component.tensors)) {
+      throw bad(`components.${name}`, "a plan and tensors", component);
+    }
+    for (const [tensorName, tensor] of Object.entries(component.tensors)) {
+      checkTensor(tensor, manifest.shards, (expected, found) => bad(`tensor ${tensorName}`, expected, found));
+    }
+  }
+  return manifest;
+}
+
+/**
+ * @param {Tensor} tensor
+ * @param {Shard[]} shards
+ * @param {(expected: string, found: unknown) => BitbrushError} bad
+ */
+function checkTensor(tensor, shards, bad) {
+  const itemBytes = { U32: 4, F32: 4, F16: 2 }[tensor?.dtype];
+  if (!itemBytes) throw bad("dtype U32, F16 or F32", tensor?.dtype);
+  if (!Array.isArray(tensor.shape) || !tensor.shape.every(isCount)) throw bad("a shape", tensor.shape);
+  if (!Array.isArray(tensor.parts)) throw bad("parts", tensor.parts);
+  for (const part of tensor.parts) {
+    const shard = shards[part?.shard];
+    if (!shard) throw bad(`a shard below ${shards.length}`, part);
+    const fits = Number.isSafeInteger(part.offset) && part.offset >= 0 && isCount(part.bytes);
+    if (!fits || part.offset + part.bytes > shard.bytes) throw bad(`bytes inside shard ${part.shard}`, part);
+  }
+  const expected = tensor.shape.reduce((product, size) => product * size, itemBytes);
+  const found = tensorBytes(tensor);
+  if (expected !== found) throw bad(`${expected} bytes for ${tensor.dtype} [${tensor.shape}]`, found);
+}
+
+/** @param {Tensor} tensor */
+export function tensorBytes(tensor) {
+  return tensor.parts.reduce((sum, part) => sum + part.bytes, 0);
+}
+
+/**
+ * Indices of the shards that hold tensors of a component, in order.
+ * @param {Component} component
+ */
+export function shardsOf(component) {
+  const indices = Object.values(component.tensors).flatMap((tensor) => tensor.parts.map((part) => part.shard));
+  return [...new Set(indices)].sort((a, b) => a - b);
+}
+
+/**
+ * Bytes of all shards that the components named need, each counted once.
+ * @param {Manifest} manifest
+ * @param {ComponentName[]} names
+ */
+export function downloadBytes(manifest, names) {
+  const indices = new Set(names.flatMap((name) => shardsOf(manifest.components[name])));
+  return [...indices].reduce((sum, index) => sum + manifest.shards[index].bytes, 0);
+}

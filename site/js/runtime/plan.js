@@ -1,0 +1,129 @@
+// Parses and checks a plan: what the executor may rely on is checked here, once.
+
+import { BitbrushError, show } from "./errors.js";
+
+/**
+ * @typedef {import("./expressions.js").Expression} Expression
+ * @typedef {{name: string, role: "input" | "output" | "temporary", dtype: "f32" | "u32", elements: Expression,
+ *   arena?: number, first?: number, last?: number}} PlanValue
+ * @typedef {{kernel: string, options: Record<string, unknown>, constants: Record<string, number>,
+ *   uniforms: Record<string, Expression>, bindings: Record<string, number | string>, source?: string}} Dispatch
+ * @typedef {{format: number, component: string, symbols: string[], arenas: number, values: PlanValue[],
+ *   dispatches: Dispatch[]}} Plan
+ */
+
+export const PLAN_FORMAT = 1;
+
+/**
+ * @param {boolean} condition
+ * @param {string} where
+ * @param {string} expected
+ * @param {unknown} found
+ */
+function require(condition, where, expected, found) {
+  if (!condition) throw new BitbrushError("bad-bundle", `${where}: expected ${expected}, found ${show(found)}`);
+}
+
+/**
+ * @param {unknown} value
+ * @returns {value is Record<string, any>}
+ */
+export function isRecord(value) {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/**
+ * @param {unknown} format
+ * @param {number} known
+ * @param {string} where
+ */
+export function checkFormat(format, known, where) {
+  if (format === known) return;
+  const newer = typeof format === "number" && format > known;
+  throw new BitbrushError(
+    "bad-bundle",
+    `${where}: expected format ${known}, found ${show(format)}${newer ? ", which is newer than this page" : ""}`,
+  );
+}
+
+/**
+ * A plan from parsed JSON.
+ * @param {unknown} json
+ * @param {string} where the plan's address, for messages
+ * @returns {Plan}
+ */
+export function parsePlan(json, where) {
+  require(isRecord(json), where, "a plan object", json);
+  const plan = /** @type {Record<string, any>} */ (json);
+  checkFormat(plan.format, PLAN_FORMAT, where);
+  require(Array.isArray(plan.symbols), `${where}, symbols`, "a list of names", plan.symbols);
+  require(Number.isInteger(plan.arenas) && plan.arenas >= 0 && plan.arenas <= 16, `${where}, arenas`,
+    "a count from 0 to 16", plan.arenas);
+  require(Array.isArray(plan.values), `${where}, values`, "a list", plan.values);
+  require(Array.isArray(plan.dispatches) && plan.dispatches.length > 0, `${where}, dispatches`, "a filled list",
+    plan.dispatches);
+  plan.values.forEach((/** @type {unknown} */ value, /** @type {number} */ index) =>
+    checkValue(value, /** @type {Plan} */ (plan), `${where}, value ${index}`));
+  plan.dispatches.forEach((/** @type {unknown} */ dispatch, /** @type {number} */ index) =>
+    checkDispatch(dispatch, index, /** @type {Plan} */ (plan), `${where}, dispatch ${index}`));
+  return /** @type {Plan} */ (plan);
+}
+
+/**
+ * @param {unknown} json
+ * @param {Plan} plan
+ * @param {string} where
+ */
+function checkValue(json, plan, where) {
+  require(isRecord(json), where, "an object", json);
+  const value = /** @type {PlanValue} */ (json);
+  require(typeof value.name === "string", `${where}, name`, "a string", value.name);
+  require(["input", "output", "temporary"].includes(value.role), `${where}, role`, "input, output or temporary",
+    value.role);
+  require(["f32", "u32"].includes(value.dtype), `${where}, dtype`, "f32 or u32", value.dtype);
+  if (value.role !== "temporary") return;
+  const { arena, first, last } = value;
+  require(Number.isInteger(arena) && Number(arena) >= 0 && Number(arena) < plan.arenas, `${where}, arena`,
+    `a number below ${plan.arenas}`, arena);
+  const inOrder = Number.isInteger(first) && Number.isInteger(last) && 0 <= Number(first) && Number(first) <= Number(last);
+  require(inOrder && Number(last) < plan.dispatches.length, `${where}, life`,
+    `first <= last < ${plan.dispatches.length}`, [first, last]);
+}
+
+/**
+ * @param {unknown} json
+ * @param {number} index
+ * @param {Plan} plan
+ * @param {string} where
+ */
+function checkDispatch(json, index, plan, where) {
+  require(isRecord(json), where, "an object", json);
+  const dispatch = /** @type {Dispatch} */ (json);
+  require(typeof dispatch.kernel === "string", `${where}, kernel`, "a name", dispatch.kernel);
+  for (const key of /** @type {const} */ (["options", "constants", "uniforms", "bindings"])) {
+    require(isRecord(dispatch[key]), `${where}, ${key}`, "an object", dispatch[key]);
+  }
+  for (const [name, constant] of Object.entries(dispatch.constants)) {
+    require(Number.isFinite(constant), `${where}, constant ${name}`, "a number", constant);
+  }
+  for (const [name, target] of Object.entries(dispatch.bindings)) {
+    const here = `${where}, binding ${name}`;
+    if (typeof target === "string") continue; // a tensor; its name is checked when weights are known
+    require(Number.isInteger(target) && target >= 0 && target < plan.values.length, here,
+      `a tensor's name or an index below ${plan.values.length}`, target);
+    const value = plan.values[target];
+    if (value.role !== "temporary") continue;
+    require(Number(value.first) <= index && index <= Number(value.last), here,
+      `${value.name} alive at dispatch ${index}`, [value.first, value.last]);
+  }
+}
+
+/**
+ * Names of the tensors that a plan binds.
+ * @param {Plan} plan
+ * @returns {Set<string>}
+ */
+export function boundTensors(plan) {
+  const targets = plan.dispatches.flatMap((dispatch) => Object.values(dispatch.bindings));
+  return new Set(targets.filter((target) => typeof target === "string"));
+}

@@ -1,0 +1,204 @@
+// Makes a plan ready to run: symbols become sizes, sizes become buffers, uniforms and bind groups.
+
+import { BitbrushError } from "./errors.js";
+import { Executor } from "./executor.js";
+import { evaluate, evaluateCount } from "./expressions.js";
+import { ALIGNMENT, planArenas, roundUp } from "./memory.js";
+
+/**
+ * @typedef {import("./device.js").DeviceContext} DeviceContext
+ * @typedef {import("./executor.js").Pacer} Pacer
+ * @typedef {import("./plan.js").Plan} Plan
+ * @typedef {import("./plan.js").Dispatch} Dispatch
+ * @typedef {import("./pipelines.js").Compiled} Compiled
+ * @typedef {import("./pipelines.js").Pipelines} Pipelines
+ * @typedef {import("./weights.js").TensorPlace} TensorPlace
+ * @typedef {{get: (name: string) => TensorPlace | undefined}} Tensors
+ * @typedef {Record<string, number>} Uniforms
+ */
+
+const MAX_GROUPS = 65535;
+
+/**
+ * Multiply-adds of a dispatch, roughly.
+ * @param {string} kernel
+ * @param {Uniforms} sizes uniforms and constants
+ * @param {number[]} groups
+ */
+function estimateWork(kernel, sizes, groups) {
+  const overhead = 256 * groups[0] * groups[1] * groups[2];
+  if (kernel === "linear") return overhead + sizes.rows * sizes.N * sizes.K;
+  if (kernel === "conv2d") {
+    return overhead + sizes.height * sizes.width * sizes.IN_CHANNELS * sizes.OUT_CHANNELS * sizes.KERNEL_SIZE ** 2;
+  }
+  if (kernel === "attention") return overhead + 2 * sizes.q_tokens * sizes.kv_tokens * sizes.HEADS * sizes.HEAD_SIZE;
+  return overhead;
+}
+
+/**
+ * Make a plan ready to run at given sizes. On any error nothing stays allocated.
+ * @param {DeviceContext} context
+ * @param {Plan} plan
+ * @param {{symbols: Record<string, number>, tensors: Tensors, pipelines: Pipelines, pacer: Pacer}} inputs
+ *   symbols: a value for each of plan.symbols
+ * @returns {Promise<Executor>}
+ */
+export async function prepare(context, plan, { symbols, tensors, pipelines, pacer }) {
+  const compiled = await context.guard(Promise.all(
+    plan.dispatches.map((dispatch) => pipelines.get(dispatch, plan.component))));
+  const executor = new Executor(context, plan, pacer);
+  try {
+    await context.scoped(`plan ${plan.component}`, () => build(executor, compiled, symbols, tensors));
+  } catch (error) {
+    executor.destroy();
+    throw error;
+  }
+  return executor;
+}
+
+/**
+ * @param {Executor} executor
+ * @param {Compiled[]} compiled one a dispatch
+ * @param {Record<string, number>} symbols
+ * @param {Tensors} tensors
+ */
+function build(executor, compiled, symbols, tensors) {
+  const { plan, context } = executor;
+  const places = placeValues(executor, symbols);
+  const slot = roundUp(Math.max(...compiled.map(({ entry }) => entry.uniforms.length * 4)), ALIGNMENT);
+  const uniformBytes = new ArrayBuffer(slot * plan.dispatches.length);
+  const uniformBuffer = executor.own("uniforms", uniformBytes.byteLength, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
+  executor.steps = plan.dispatches.map((dispatch, index) => {
+    const { entry, pipeline, layout } = compiled[index];
+    const where = `plan ${plan.component}, dispatch ${index} (${dispatch.kernel}, ${dispatch.source ?? "no source"})`;
+    const uniforms = fillUniforms(new DataView(uniformBytes, index * slot, slot), entry, dispatch, symbols, where);
+    const bound = entry.bindings.map((binding) => findBinding(binding.name, dispatch, places, tensors, where));
+    checkAliases(entry, bound, where);
+    checkBindingSizes(bound, context.device.limits, where);
+    const resources = [...bound, { buffer: uniformBuffer, offset: index * slot, size: roundUp(entry.uniforms.length * 4, 16) }];
+    const bindGroup = context.device.createBindGroup({
+      layout, entries: resources.map((resource, binding) => ({ binding, resource })),
+    });
+    const sizes = { ...numericOptions(dispatch), ...dispatch.constants, ...uniforms };
+    const groups = entry.groups.map((expression) => evaluateCount(expression, sizes, `${where}, groups`, 1));
+    const most = Math.max(...groups);
+    if (most > MAX_GROUPS) {
+      throw new BitbrushError("limit-too-low", `${where}: needs ${most} workgroups in one direction, WebGPU allows ${MAX_GROUPS}`);
+    }
+    return { pipeline, bindGroup, groups, work: estimateWork(dispatch.kernel, sizes, groups) };
+  });
+  context.device.queue.writeBuffer(uniformBuffer, 0, uniformBytes);
+}
+
+/**
+ * Buffers for inputs, outputs and arenas.
+ * @param {Executor} executor
+ * @param {Record<string, number>} symbols
+ * @returns {TensorPlace[]} one a value
+ */
+function placeValues(executor, symbols) {
+  const { plan } = executor;
+  const bytes = plan.values.map((value) =>
+    4 * evaluateCount(value.elements, symbols, `plan ${plan.component}, value ${value.name}`, 1));
+  const temporaries = plan.values.flatMap((value, index) => (value.role === "temporary" ? [index] : []));
+  const lifetimes = temporaries.map((index) => {
+    const { arena, first, last } = plan.values[index];
+    return { arena: Number(arena), first: Number(first), last: Number(last), bytes: bytes[index] };
+  });
+  const { offsets, sizes } = planArenas(lifetimes, plan.arenas);
+  const arenas = sizes.map((size) => (size > 0 ? executor.own("arena", size, GPUBufferUsage.STORAGE) : null));
+  /** @type {TensorPlace[]} */
+  const places = [];
+  plan.values.forEach((value, index) => {
+    if (value.role === "temporary") return;
+    const transfer = value.role === "input" ? GPUBufferUsage.COPY_DST : GPUBufferUsage.COPY_SRC;
+    const size = roundUp(bytes[index], 16);
+    const buffer = executor.own(value.role, size, GPUBufferUsage.STORAGE | transfer);
+    executor.ports.set(value.name, { buffer, bytes: bytes[index], value });
+    places[index] = { buffer, offset: 0, size };
+  });
+  temporaries.forEach((index, order) => {
+    const buffer = /** @type {GPUBuffer} */ (arenas[lifetimes[order].arena]);
+    places[index] = { buffer, offset: offsets[order], size: roundUp(bytes[index], 16) };
+  });
+  return places;
+}
+
+/**
+ * @param {DataView} view the dispatch's slot
+ * @param {import("./pipelines.js").KernelEntry} entry
+ * @param {Dispatch} dispatch
+ * @param {Record<string, number>} symbols
+ * @param {string} where
+ * @returns {Uniforms}
+ */
+function fillUniforms(view, entry, dispatch, symbols, where) {
+  /** @type {Uniforms} */
+  const values = {};
+  entry.uniforms.forEach(({ name, type }, index) => {
+    if (!Object.hasOwn(dispatch.uniforms, name)) {
+      throw new BitbrushError("bad-bundle", `${where}: expected a uniform ${name}, found ${Object.keys(dispatch.uniforms)}`);
+    }
+    const expression = dispatch.uniforms[name];
+    if (type === "f32") {
+      values[name] = evaluate(expression, symbols);
+      view.setFloat32(index * 4, values[name], true);
+    } else {
+      values[name] = evaluateCount(expression, symbols, `${where}, uniform ${name}`);
+      view.setUint32(index * 4, values[name], true);
+    }
+  });
+  return values;
+}
+
+/**
+ * @param {string} name of the binding
+ * @param {Dispatch} dispatch
+ * @param {TensorPlace[]} places
+ * @param {Tensors} tensors
+ * @param {string} where
+ * @returns {TensorPlace}
+ */
+function findBinding(name, dispatch, places, tensors, where) {
+  const target = dispatch.bindings[name];
+  const place = typeof target === "string" ? tensors.get(target) : places[target];
+  if (place) return place;
+  const found = target === undefined ? `bindings ${Object.keys(dispatch.bindings)}` : `no tensor ${target}`;
+  throw new BitbrushError("bad-bundle", `${where}: expected something bound to ${name}, found ${found}`);
+}
+
+/**
+ * WebGPU forbids one buffer both read and written in a dispatch, even in ranges apart.
+ * @param {import("./pipelines.js").KernelEntry} entry
+ * @param {TensorPlace[]} bound
+ * @param {string} where
+ */
+function checkAliases(entry, bound, where) {
+  const written = bound.filter((_, index) => entry.bindings[index].access === "read_write");
+  for (const place of written) {
+    if (bound.filter((other) => other.buffer === place.buffer).length === 1) continue;
+    throw new BitbrushError("bad-bundle", `${where}: expected its output in a buffer of its own, found an operand there`);
+  }
+}
+
+/**
+ * @param {TensorPlace[]} bound
+ * @param {GPUSupportedLimits} limits
+ * @param {string} where
+ */
+function checkBindingSizes(bound, limits, where) {
+  const largest = Math.max(...bound.map((place) => place.size));
+  if (largest <= limits.maxStorageBufferBindingSize) return;
+  throw new BitbrushError("limit-too-low",
+    `${where}: needs ${largest} bytes in one binding, this device allows ${limits.maxStorageBufferBindingSize}`);
+}
+
+/**
+ * Options that workgroup counts may use.
+ * @param {Dispatch} dispatch
+ * @returns {Record<string, number>}
+ */
+function numericOptions(dispatch) {
+  return Object.fromEntries(Object.entries(dispatch.options).flatMap(([name, value]) =>
+    (typeof value === "number" ? [[name, value]] : [])));
+}
