@@ -1,0 +1,190 @@
+"""Plans, manifests and requests: what the runtime refuses, and how it says so."""
+
+import copy
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from exporter.expressions import evaluate
+
+PLAN: dict[str, Any] = {
+    "format": 1,
+    "component": "denoiser",
+    "symbols": ["rows"],
+    "arenas": 2,
+    "values": [
+        {"name": "x", "role": "input", "dtype": "f32", "elements": "rows"},
+        {
+            "name": "t",
+            "role": "temporary",
+            "dtype": "f32",
+            "elements": ["mul", "rows", 4],
+            "arena": 0,
+            "first": 0,
+            "last": 1,
+        },
+        {"name": "y", "role": "output", "dtype": "f32", "elements": "rows"},
+    ],
+    "dispatches": [
+        {"kernel": "unary", "options": {}, "constants": {}, "uniforms": {"d0": "rows"}, "bindings": {"x": 0, "y": 1}},
+        {"kernel": "unary", "options": {}, "constants": {}, "uniforms": {"d0": "rows"}, "bindings": {"x": 1, "y": 2}},
+    ],
+}
+DIGEST = "ab" * 32
+COMPONENT = {
+    "graph": "g.onnx",
+    "plan": "g.plan.json",
+    "tensors": {"w": {"dtype": "F16", "shape": [2, 3], "parts": [{"shard": 0, "offset": 8, "bytes": 12}]}},
+}
+MANIFEST: dict[str, Any] = {
+    "format": 1, "name": "tiny", "variant": "keep", "weights": "keep",
+    "components": {name: copy.deepcopy(COMPONENT) for name in ("encoder", "denoiser", "decoder")},
+    "shards": [{"file": f"shards/{DIGEST}.safetensors", "bytes": 20, "sha256": DIGEST}],
+    "text": {"tokenizer": "tokenizer", "prefix": "", "suffix": "", "length": 8, "pad_id": 0, "layers": [1],
+             "features": 4, "rotary": {"head_size": 8, "theta": 10000}},
+    "latents": {"channels": 8, "downscale": 16},
+    "denoiser": {"rotary": {"axes": [2, 2, 2, 2], "theta": 2000}, "timestep_features": 256},
+    "schedule": {"steps": 4},
+    "sizes": {"multiple": 16, "minimum": 64, "maximum": 512, "default": [256, 256], "presets": [[256, 256]]},
+}  # fmt: skip
+
+
+def changed(document: dict[str, Any], path: tuple, value: Any) -> dict[str, Any]:
+    made = copy.deepcopy(document)
+    at = made
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return made
+
+
+def refusal(page: Page, module: str, function: str, *arguments: Any) -> dict[str, str] | None:
+    script = """async ([module, name, args]) => {
+      const action = (await load(module))[name];
+      return failure(() => action(...args));
+    }"""
+    return page.evaluate(script, [module, function, list(arguments)])
+
+
+def test_good_documents_are_taken(calculator: Page) -> None:
+    assert refusal(calculator, "plan", "parsePlan", PLAN, "here") is None
+    assert refusal(calculator, "manifest", "parseManifest", MANIFEST, "here") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("format",), 2, "newer"),
+        (("format",), "1", "format 1"),
+        (("values",), None, "values"),
+        (("dispatches",), [], "dispatches"),
+        (("arenas",), -1, "arenas"),
+        (("values", 0, "role"), "parameter", "role"),
+        (("values", 0, "dtype"), "f16", "dtype"),
+        (("values", 1, "arena"), 2, "below 2"),
+        (("values", 1, "last"), 2, "life"),
+        (("values", 1, "first"), 1, "alive at dispatch 0"),
+        (("dispatches", 1, "bindings", "x"), 3, "below 3"),
+        (("dispatches", 1, "bindings", "x"), None, "binding x"),
+        (("dispatches", 1, "constants"), {"N": "3"}, "constant N"),
+        (("dispatches", 1, "kernel"), 7, "kernel"),
+    ],
+)
+def test_a_bad_plan_is_refused(calculator: Page, path: tuple, value: Any, said: str) -> None:
+    error = refusal(calculator, "plan", "parsePlan", changed(PLAN, path, value), "http://x/p.plan.json")
+    assert error["code"] == "bad-bundle"
+    assert said in error["message"]
+    assert "http://x/p.plan.json" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("format",), 2, "newer"),
+        (("shards", 0, "sha256"), "../x", "sha256"),
+        (("text", "length"), 0, "text.length"),
+        (("latents",), None, "latents.channels"),
+        (("sizes", "presets"), [[256]], "sizes.presets"),
+        (("components", "decoder"), None, "components.decoder"),
+        (("components", "encoder", "tensors", "w", "dtype"), "F8", "F16"),
+        (("components", "encoder", "tensors", "w", "shape"), [2, 4], "16 bytes"),
+        (("components", "encoder", "tensors", "w", "parts", 0, "offset"), 12, "inside shard 0"),
+        (("components", "encoder", "tensors", "w", "parts", 0, "shard"), 1, "shard"),
+    ],
+)
+def test_a_bad_manifest_is_refused(calculator: Page, path: tuple, value: Any, said: str) -> None:
+    error = refusal(calculator, "manifest", "parseManifest", changed(MANIFEST, path, value), "http://x/manifest.json")
+    assert error["code"] == "bad-bundle"
+    assert said in error["message"]
+
+
+GOOD = {"prompt": "", "width": 256, "height": 64, "steps": 4, "seed": 2**53 - 1}
+
+
+def test_a_good_request_is_taken(calculator: Page) -> None:
+    assert refusal(calculator, "request", "checkRequest", GOOD, MANIFEST) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "nearest"),
+    [
+        ("width", 0, 64),
+        ("width", 17, 64),
+        ("height", 100000, 512),
+        ("height", 250, 256),
+        ("height", "256", 64),
+        ("width", None, 64),
+        ("steps", 0, 1),
+        ("steps", 2.5, 3),
+        ("seed", -1, 0),
+        ("seed", 2**53, 2**53 - 1),
+        ("seed", "12", 0),
+        ("prompt", 7, None),
+    ],
+)
+def test_a_bad_request_names_field_and_nearest_value(
+    calculator: Page, field: str, value: Any, nearest: int | None
+) -> None:
+    error = refusal(calculator, "request", "checkRequest", {**GOOD, field: value}, MANIFEST)
+    assert error["code"] == "bad-request"
+    assert error["message"].startswith(f"{field}: expected")
+    assert nearest is None or error["message"].endswith(f"the nearest is {nearest}")
+
+
+EXPRESSIONS: list[tuple[Any, dict[str, float]]] = [
+    (7, {}), (0.5, {}), ("n", {"n": 9}), (["add", 1, 2, 3], {}), (["sub", "n", 1, 1], {"n": 9}),
+    (["mul", "n", "m"], {"n": 3, "m": 4}),
+    (["floor_div", 7, 2], {}), (["ceil_div", 7, 2], {}), (["ceil_div", ["mul", "n", 128], 64], {"n": 5}),
+    (["min", 4, "n"], {"n": 3}),
+    (["max", 4, 0.5], {}), (["floor_div", -7, 2], {}), (["ceil_div", -7, 2], {}),
+]  # fmt: skip
+
+
+def test_expressions_mean_the_same_in_python_and_javascript(calculator: Page) -> None:
+    script = (
+        "async (cases) => { const { evaluate } = await load('expressions'); return cases.map((c) => evaluate(...c)); }"
+    )
+    found = calculator.evaluate(script, EXPRESSIONS)
+    assert found == [evaluate(expression, symbols) for expression, symbols in EXPRESSIONS]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "m",
+        True,
+        None,
+        [],
+        ["pow", 2, 3],
+        ["add", 1],
+        ["floor_div", 1, 0],
+        ["ceil_div", 1.5, 2],
+        ["constructor", 1, 2],
+        {},
+    ],
+)
+def test_bad_expressions_are_refused_on_both_sides(calculator: Page, expression: Any) -> None:
+    assert refusal(calculator, "expressions", "evaluate", expression, {"n": 1})["code"] == "bad-bundle"
+    with pytest.raises(ValueError):
+        evaluate(expression, {"n": 1})
