@@ -1,0 +1,1 @@
+"""Kernel records by family; every module here registers its kernels when imported."""

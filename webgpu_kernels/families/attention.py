@@ -1,0 +1,135 @@
+"""Attention: softmax(q·kᵀ·SCALE)·v without ever holding the scores of a whole row.
+
+HEAD_SIZE must be a multiple of 4 up to 512, HEADS one of KV_HEADS, and all offsets and strides multiples
+of 4: views are read as vec4f. Query head h reads key head h // (HEADS // KV_HEADS). With the causal mask
+query i sees key j where j <= i and key_mask[j] is not 0; a query that sees no key gives zeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from webgpu_kernels.registry import Binding, Case, Kernel, Variant, register
+from webgpu_kernels.strided import gather, guarded, scatter
+
+LARGE = 41_000.0  # magnitude that residual streams of the networks reach
+
+_OPERANDS = ("q", "k", "v", "y")
+
+
+def _view(uniforms, operand: str) -> tuple[int, tuple[int, int, int]]:
+    return uniforms[f"{operand}_offset"], (uniforms[f"{operand}_stride"], uniforms[f"{operand}_head_stride"], 1)
+
+
+def _reference(inputs, options, constants, uniforms, outputs) -> dict[str, np.ndarray]:
+    queries, keys = uniforms["q_tokens"], uniforms["kv_tokens"]
+    heads, kv_heads, size = constants["HEADS"], constants["KV_HEADS"], constants["HEAD_SIZE"]
+
+    def operand(name: str, tokens: int, operand_heads: int) -> np.ndarray:
+        offset, strides = _view(uniforms, name)
+        return gather(inputs[name], offset, (tokens, operand_heads, size), strides).transpose(1, 0, 2)
+
+    q = operand("q", queries, heads)
+    k, v = (np.repeat(operand(name, keys, kv_heads), heads // kv_heads, axis=0) for name in ("k", "v"))
+    scores = q @ k.transpose(0, 2, 1) * constants["SCALE"]
+    seen = np.ones((queries, keys), dtype=bool)
+    if options["mask"] == "causal":
+        seen = np.tri(queries, keys, dtype=bool) & (inputs["key_mask"][:keys] != 0)
+    scores = np.where(seen, scores, -np.inf)
+    top = np.maximum(scores.max(axis=2, keepdims=True), -1e300)
+    weights = np.exp(scores - top)
+    sums = weights.sum(axis=2, keepdims=True)
+    y = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 0) @ v
+    offset, strides = _view(uniforms, "y")
+    return {"y": scatter(outputs["y"], offset, strides, y.transpose(1, 0, 2))}
+
+
+def _case(
+    name: str,
+    queries: int,
+    keys: int,
+    heads: tuple[int, int] = (1, 1),
+    size: int = 64,
+    key_mask: np.ndarray | None = None,
+    magnitudes: tuple[float, float] = (1.0, 1.0),  # of q and k, of v
+    error: float = 1e-5,
+) -> Case:
+    """q, k and v are columns of one wide row as the fused projection writes them; y has heads outermost."""
+    random = np.random.default_rng(11)
+    heads, kv_heads = heads
+    uniforms = {"q_tokens": queries, "kv_tokens": keys}
+    inputs = {}
+    for operand, tokens, operand_heads, gap, magnitude in (
+        ("q", queries, heads, 8, magnitudes[0]),
+        ("k", keys, kv_heads, 12, magnitudes[0]),
+        ("v", keys, kv_heads, 4, magnitudes[1]),
+    ):
+        strides = (operand_heads * (size + 4) + gap, size + 4, 1)
+        values = random.standard_normal((tokens, operand_heads, size)) * magnitude
+        uniforms |= {f"{operand}_offset": gap, f"{operand}_stride": strides[0], f"{operand}_head_stride": size + 4}
+        inputs[operand] = guarded(gap + tokens * strides[0], gap, strides, values)
+    uniforms |= {"y_offset": 16, "y_stride": size, "y_head_stride": queries * size + 4}
+    options = {"mask": "none"}
+    if key_mask is not None:
+        options = {"mask": "causal"}
+        inputs["key_mask"] = key_mask.astype(np.uint32)
+    constants = {"HEADS": heads, "KV_HEADS": kv_heads, "HEAD_SIZE": size, "SCALE": size**-0.5}
+    outputs = {"y": 16 + heads * uniforms["y_head_stride"]}
+    return Case(name, options, constants, uniforms, inputs, outputs, error)
+
+
+def _cases() -> list[Case]:
+    padded = np.ones(77)
+    padded[50:] = 0
+    holes = np.arange(45) % 3 != 1
+    unseen = np.arange(40) >= 5
+    return [
+        _case("one_token", 1, 1, size=4),
+        _case("few_tokens", 3, 3, (2, 2), 64),
+        _case("odd_tokens", 77, 77, (3, 3), 128),
+        _case("more_keys", 33, 131, (2, 1), 96),
+        _case("more_queries", 65, 7, (4, 2), 64),
+        _case("uneven_head", 37, 29, (2, 2), 36),
+        _case("large_head", 40, 101, (1, 1), 512),
+        _case("middle_head", 5, 130, (1, 1), 384),
+        _case("large_values", 40, 40, (1, 1), 128, magnitudes=(1.0, LARGE)),
+        # scores of some hundreds: the softmax picks single keys, and one rounding of a score shows
+        _case("large_scores", 40, 77, (1, 1), 128, magnitudes=(6.0, 1.0), error=5e-5),
+        _case("causal", 45, 45, (3, 3), 128, np.ones(45)),
+        _case("causal_padded_grouped", 77, 77, (4, 2), 128, padded),
+        _case("causal_holes", 45, 45, (2, 1), 64, holes),
+        _case("causal_unseen", 40, 40, (1, 1), 32, unseen),
+        _case("causal_one_token", 1, 1, (1, 1), 64, np.ones(1)),
+        _case("causal_large_head", 35, 35, (1, 1), 512, np.ones(35)),
+    ]
+
+
+ATTENTION = register(
+    Kernel(
+        name="attention",
+        bindings=(
+            Binding("q"),
+            Binding("k"),
+            Binding("v"),
+            Binding("key_mask", dtype="u32", when={"mask": ("causal",)}),
+            Binding("y", "read_write"),
+        ),
+        constants={"HEADS": "u32", "KV_HEADS": "u32", "HEAD_SIZE": "u32", "SCALE": "f32"},
+        uniforms={
+            "q_tokens": "u32",
+            "kv_tokens": "u32",
+            **{f"{name}_{part}": "u32" for name in _OPERANDS for part in ("offset", "stride", "head_stride")},
+        },
+        options={"mask": ("none", "causal")},
+        variants=(
+            Variant(
+                "baseline",
+                "attention.wgsl",
+                (["ceil_div", "q_tokens", 32], "HEADS", 1),
+                elements=lambda options: dict.fromkeys(_OPERANDS, "vec4f"),
+            ),
+        ),
+        reference=_reference,
+        cases=_cases,
+    )
+)

@@ -1,0 +1,201 @@
+"""`linear` and `embedding`: everything that reads a weight matrix [N, K] row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from webgpu_kernels.grid import StagedTile, Tile, threads
+from webgpu_kernels.registry import Binding, Case, Kernel, Numbers, Options, Variant, register
+from webgpu_kernels.weights import dense, random_weights, weight_bindings
+
+Arrays = dict[str, np.ndarray]
+
+TILE = Tile(rows=8, columns=8)
+STAGED_F16 = StagedTile(operand="f16", thread_rows=8, thread_columns=4, depth=32)
+LINEAR_WEIGHTS = ("f16", "f32", "binary", "ternary", "int4", "int8")
+
+
+def _linear_elements(options: Options) -> dict[str, str]:
+    if not options["aligned"]:
+        return {}
+    return {"x": "vec4f", **{"f16": {"weight": "vec2u"}, "f32": {"weight": "vec4f"}}.get(options["weights"], {})}
+
+
+def _rows(values: np.ndarray, offset: int, stride: int, rows: int, columns: int) -> np.ndarray:
+    """float64[rows, columns] out of a flat buffer."""
+    index = offset + np.arange(rows)[:, None] * stride + np.arange(columns)
+    return values[index].astype(np.float64)
+
+
+def _placed_rows(values: np.ndarray, offset: int, stride: int, elements: int) -> np.ndarray:
+    """Rows put into an otherwise unwritten (NaN) flat buffer."""
+    out = np.full(elements, np.nan)
+    rows, columns = values.shape
+    out[offset + np.arange(rows)[:, None] * stride + np.arange(columns)] = values
+    return out
+
+
+def _linear(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
+    n, k, u = constants["N"], constants["K"], uniforms
+    x = _rows(inputs["x"], u["x_offset"], u["x_stride"], u["rows"], k)
+    y = x @ dense(options["weights"], inputs, n, k, constants["GROUP"]).T
+    if options["bias"]:
+        y = y + inputs["bias"].astype(np.float64)
+    return {"y": _placed_rows(y, u["y_offset"], u["y_stride"], outputs["y"])}
+
+
+def _linear_case(
+    weights: str,
+    rows: int,
+    n: int,
+    k: int,
+    *,
+    group: int = 128,
+    bias: bool = False,
+    aligned: bool = True,
+    gap: int = 0,
+    scale: float = 1.0,
+) -> Case:
+    """`gap` is the number of unused elements before x and y and between their rows; x reaches 3 `scale`."""
+    rng = np.random.default_rng([rows, n, k])
+    x = (rng.standard_normal(gap + rows * (k + gap)).clip(-3, 3) * scale).astype(np.float32)
+    inputs: dict[str, Any] = {"x": x, **random_weights(weights, n, k, group, seed=n + k)}
+    if bias:
+        inputs["bias"] = (rng.standard_normal(n) * scale).astype(np.float32)
+    y_stride = n + gap if not aligned else -(-n // 4) * 4 + gap
+    name = f"{weights}-{rows}x{n}x{k}{'-bias' if bias else ''}{'' if aligned else '-unaligned'}"
+    return Case(
+        name if group == 128 else f"{name}-group{group}",
+        {"weights": weights, "bias": bias, "aligned": aligned},
+        {"N": n, "K": k, "GROUP": group},
+        {"rows": rows, "x_offset": gap, "x_stride": k + gap, "y_offset": gap, "y_stride": y_stride},
+        inputs,
+        {"y": gap + rows * y_stride},
+        error=3e-6,
+    )
+
+
+def _linear_cases() -> list[Case]:
+    case = _linear_case
+    cases = [
+        case("f16", 1, 8, 4),
+        case("f16", 77, 50, 148, bias=True, gap=4),
+        case("f16", 5, 33, 37, aligned=False, gap=3),
+        case("f16", 3, 1, 1, aligned=False, bias=True),
+        case("f16", 19, 24, 150, aligned=False, gap=1, bias=True),
+        case("f32", 3, 7, 12, gap=8),
+        case("f32", 66, 65, 148, bias=True),
+        case("f32", 2, 9, 15, aligned=False, gap=2),
+    ]
+    for weights in ("binary", "ternary", "int4", "int8"):
+        cases += [
+            case(weights, 1, 130, 384),
+            case(weights, 3, 17, 128, gap=4),
+            case(weights, 77, 65, 384, bias=True, scale=41_000 / 3),
+            case(weights, 9, 6, 256, aligned=False, gap=5),
+        ]
+    return [
+        *cases,
+        case("int4", 4, 5, 96, group=32),
+        case("int8", 70, 36, 192, group=64),
+        case("ternary", 129, 260, 128),
+    ]
+
+
+register(
+    Kernel(
+        name="linear",
+        bindings=(
+            Binding("x"),
+            *weight_bindings(LINEAR_WEIGHTS),
+            Binding("bias", when={"bias": (True,)}),
+            Binding("y", "read_write"),
+        ),
+        constants={"N": "u32", "K": "u32", "GROUP": "u32"},
+        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32", "y_offset": "u32", "y_stride": "u32"},
+        options={"weights": LINEAR_WEIGHTS, "bias": (False, True), "aligned": (True, False)},
+        variants=(
+            Variant(
+                "f32",
+                "linear.wgsl",
+                TILE.groups("N", ["ceil_div", "rows", TILE.rows]),
+                context=TILE.context(),
+                elements=_linear_elements,
+            ),
+            Variant(
+                "f16",
+                "linear_staged.wgsl",
+                STAGED_F16.groups("N", "rows"),
+                features=("shader-f16",),
+                context=STAGED_F16.context(),
+                elements=_linear_elements,
+                error=2e-3,
+            ),
+        ),
+        reference=_linear,
+        cases=_linear_cases,
+    )
+)
+
+
+def _embedding(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
+    columns, u = constants["COLUMNS"], uniforms
+    bits = {"f16": 16, "f32": 32, "int4": 4, "int8": 8}[options["weights"]]
+    words = inputs["weight" if "weight" in inputs else "codes"].size
+    table = dense(options["weights"], inputs, words * 32 // bits // columns, columns, constants["GROUP"])
+    y = table[inputs["ids"][: u["rows"]]]
+    return {"y": _placed_rows(y, u["y_offset"], u["y_stride"], outputs["y"])}
+
+
+def _embedding_case(weights: str, rows: int, vocabulary: int, columns: int, group: int = 128, gap: int = 0) -> Case:
+    ids = np.random.default_rng(rows).integers(0, vocabulary, rows).astype(np.uint32)
+    ids[-1] = vocabulary - 1
+    stride = columns + gap
+    return Case(
+        f"{weights}-{rows}x{columns}",
+        {"weights": weights},
+        {"COLUMNS": columns, "GROUP": group},
+        {"rows": rows, "y_offset": gap, "y_stride": stride},
+        {"ids": ids, **random_weights(weights, vocabulary, columns, group, seed=columns)},
+        {"y": gap + rows * stride},
+        error=1e-6,
+    )
+
+
+def _embedding_cases() -> list[Case]:
+    return [
+        _embedding_case("f16", 1, 10, 64),
+        _embedding_case("f16", 77, 31, 50, gap=3),
+        _embedding_case("f16", 5, 8, 33),  # 8 rows, so that the word count gives the vocabulary
+        _embedding_case("f32", 6, 9, 35, gap=1),
+        _embedding_case("int4", 77, 100, 256, gap=2),
+        _embedding_case("int4", 3, 11, 96, group=32),
+        _embedding_case("int8", 13, 30, 128),
+    ]
+
+
+register(
+    Kernel(
+        name="embedding",
+        bindings=(
+            Binding("ids", dtype="u32"),
+            *weight_bindings(("f16", "f32", "int4", "int8")),
+            Binding("y", "read_write"),
+        ),
+        constants={"COLUMNS": "u32", "GROUP": "u32"},
+        uniforms={"rows": "u32", "y_offset": "u32", "y_stride": "u32"},
+        options={"weights": ("f16", "f32", "int4", "int8")},
+        variants=(
+            Variant(
+                "f32",
+                "embedding.wgsl",
+                threads(["mul", "rows", ["ceil_div", "COLUMNS", 4]]),
+                context={"aligned": False},
+            ),
+        ),
+        reference=_embedding,
+        cases=_embedding_cases,
+    )
+)

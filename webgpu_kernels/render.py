@@ -1,0 +1,110 @@
+"""Template + options -> WGSL text and the facts the runtime needs to dispatch it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from webgpu_kernels.registry import Kernel, Options, Variant, get
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A shader and its interface; `to_json` is its entry in the site's kernel index."""
+
+    kernel: str
+    options: dict[str, Any]
+    variant: Variant
+    wgsl: str
+    record: Kernel
+
+    @property
+    def file(self) -> str:
+        digest = hashlib.sha256(self.wgsl.encode()).hexdigest()[:16]
+        return f"{self.kernel}.{self.variant.name}.{digest}.wgsl"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kernel": self.kernel,
+            "options": self.options,
+            "variant": self.variant.name,
+            "file": self.file,
+            "features": list(self.variant.features),
+            "limits": dict(self.variant.limits),
+            "bindings": [
+                {"name": b.name, "access": b.access, "dtype": b.dtype}
+                for b in self.record.present_bindings(self.options)
+            ],
+            "uniforms": [{"name": name, "type": kind} for name, kind in self.record.uniforms.items()],
+            "constants": list(self.record.constants),
+            "groups": list(self.variant.groups),
+        }
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "wgsl")
+    return jinja2.Environment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def _interface(record: Kernel, options: Options, variant: Variant) -> str:
+    """Overrides, bindings and the `Params` struct, generated so that they are declared once."""
+    lines = [f"override {name}: {kind};" for name, kind in record.constants.items()]
+    present = record.present_bindings(options)
+    elements = variant.elements(options)
+    lines.append("struct Params {")
+    lines += [f"    {name}: {kind}," for name, kind in record.uniforms.items()]
+    lines.append("}")
+    for index, binding in enumerate(present):
+        element = elements.get(binding.name, binding.dtype)
+        lines.append(f"@group(0) @binding({index}) var<storage, {binding.access}> {binding.name}: array<{element}>;")
+    lines.append(f"@group(0) @binding({len(present)}) var<uniform> params: Params;")
+    return "\n".join(lines)
+
+
+def render(name: str, options: Options, variant: str | None = None) -> Rendered:
+    """The WGSL of one kernel variant.
+
+    Args:
+        name: kernel name in the registry.
+        options: compile-time choices; missing ones take the kernel's defaults.
+        variant: variant name; the baseline when omitted.
+
+    Raises:
+        KeyError, ValueError: unknown kernel, option, value or variant.
+    """
+    record = get(name)
+    full = record.complete(options)
+    chosen = [v for v in record.variants if variant in (None, v.name)]
+    if not chosen:
+        raise ValueError(f"kernel {name} has no variant {variant!r}; it has {[v.name for v in record.variants]}")
+    return _render(record, full, chosen[0])
+
+
+def _render(record: Kernel, full: Mapping[str, Any], variant: Variant) -> Rendered:
+    text = (
+        _environment()
+        .get_template(variant.template)
+        .render(**full, **variant.context, variant=variant.name, interface=_interface(record, full, variant))
+    )
+    return Rendered(record.name, dict(full), variant, text, record)
+
+
+def render_all(name: str, options: Options) -> list[Rendered]:
+    """Every variant of one kernel, the baseline first."""
+    record = get(name)
+    full = record.complete(options)
+    return [_render(record, full, variant) for variant in record.variants]

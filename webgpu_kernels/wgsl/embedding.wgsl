@@ -1,0 +1,22 @@
+// y[row] = table[ids[row]]. ids: u32[rows]; table: [vocabulary, COLUMNS] in one of the formats of
+// lib/unpack_*; y: f32[rows, COLUMNS]. One thread writes four columns.
+{{ interface }}
+override K: u32 = COLUMNS;
+{% include "lib/unpack_" ~ weights ~ ".wgsl" %}
+{% set vectors = 1 if weights in ("f16", "f32") else 2 %}
+
+@compute @workgroup_size(256)
+fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+    let index = id.x + id.y * groups.x * 256u;
+    let row_length = (K + 3u) / 4u;
+    let row = index / row_length;
+    if (row >= params.rows) {
+        return;
+    }
+    let part = index % row_length;
+    let values = load_weights(weight_row(ids[row]), weight_step(part / {{ vectors }}u)){{ "[part % 2u]" if vectors > 1 }};
+    let first = params.y_offset + row * params.y_stride + part * 4u;
+    for (var i = 0u; i < min(4u, K - part * 4u); i++) {
+        y[first + i] = values[i];
+    }
+}
