@@ -161,9 +161,7 @@ def _write(path: Path, data: bytes) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise BadArguments(
-            f"{path}: expected a file that can be written, found {error.strerror or error}"
-        ) from error
+        raise BadArguments(f"{path}: expected a file that can be written, found {error.strerror or error}") from error
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -196,9 +194,7 @@ def export(arguments: argparse.Namespace) -> None:
 
     for needed in ("torch", "diffusers", "transformers"):
         if importlib.util.find_spec(needed) is None:
-            raise BitbrushError(
-                f"export: expected the Python package {needed}, found none: pip install -e '.[export]'"
-            )
+            raise BitbrushError(f"export: expected the Python package {needed}, found none: pip install -e '.[export]'")
     made = export_bundle(
         arguments.checkpoint,
         arguments.out,
@@ -231,9 +227,7 @@ def _export_progress() -> Callable[[str, int, int], None]:
 def site(arguments: argparse.Namespace) -> None:
     from exporter.website import SiteOptions, build_site
 
-    entries = build_site(
-        arguments.bundles, arguments.out, SiteOptions(arguments.weights_url, arguments.space)
-    )
+    entries = build_site(arguments.bundles, arguments.out, SiteOptions(arguments.weights_url, arguments.space))
     print(f"{arguments.out}: {', '.join(entry['id'] for entry in entries)}")
 
 

@@ -81,9 +81,7 @@ def find(playwright: Playwright | None = None) -> str | None:
     if wanted:
         found = wanted if Path(wanted).is_file() else shutil.which(wanted)
         if not found:
-            raise NoBrowser(
-                f"{ENVIRONMENT_VARIABLE}: expected the path of a browser, found {wanted!r}, no such file"
-            )
+            raise NoBrowser(f"{ENVIRONMENT_VARIABLE}: expected the path of a browser, found {wanted!r}, no such file")
         return found
     for command in COMMANDS:
         if found := shutil.which(command):
@@ -100,9 +98,7 @@ def _run(command: list[str]) -> bool:
     """Run an installer; its output goes to stderr. True if it ended well."""
     print("installing a browser:", " ".join(command), file=sys.stderr)
     try:
-        return (
-            subprocess.run(command, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False).returncode == 0
-        )
+        return subprocess.run(command, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False).returncode == 0
     except OSError:
         return False
 

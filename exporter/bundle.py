@@ -74,9 +74,7 @@ def export_bundle(
     text = text_settings(opened, layers)
     with new_folder(Path(out)) as folder:
         progress("graphs", 0, 1)
-        graphs = export_graphs(
-            opened.configs, weights=weights, encoder_bits=encoder_bits, encoder_layers=layers
-        )
+        graphs = export_graphs(opened.configs, weights=weights, encoder_bits=encoder_bits, encoder_layers=layers)
         for component, graph in graphs.items():
             for tensor in graph.tensors:
                 opened.require(SOURCES[component], tensor.source, tensor.shape)
@@ -130,9 +128,7 @@ def _write_components(
             for name, part in stored.parts.items():
                 records[name] = writer.add(name, part)
             if tensor.packed:
-                errors.setdefault(tensor.kind, {})[tensor.source] = (
-                    0.0 if stored.lossless else stored.relative_error
-                )
+                errors.setdefault(tensor.kind, {})[tensor.source] = 0.0 if stored.lossless else stored.relative_error
             done += int(np.prod(tensor.shape))
             progress(f"{component} {tensor.name}", done, total)
         writer.finish_shard()
@@ -168,9 +164,7 @@ def _copy_files(opened: Checkpoint, folder: Path) -> None:
         from exporter.prompt import open_tokenizer
 
         # The browser reads tokenizer.json alone; older folders have vocab.json and merges.txt.
-        open_tokenizer(opened.path / "tokenizer").backend_tokenizer.save(
-            str(folder / "tokenizer" / "tokenizer.json")
-        )
+        open_tokenizer(opened.path / "tokenizer").backend_tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
     for file in ("model_index.json", *CONFIG_FILES.values()):
         target = folder / "configs" / file
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -227,10 +221,7 @@ class Bundle:
     @property
     def configs(self) -> dict[str, dict[str, Any]]:
         """The checkpoint's configs: {transformer, text_encoder, vae, scheduler} -> parsed JSON."""
-        return {
-            name: read_json(self.path / "configs" / file, f"configs/{file}")
-            for name, file in CONFIG_FILES.items()
-        }
+        return {name: read_json(self.path / "configs" / file, f"configs/{file}") for name, file in CONFIG_FILES.items()}
 
     def graph(self, component: str) -> Path:
         """Path of a component's ONNX file."""

@@ -69,14 +69,10 @@ class Checkpoint:
         }
         check_configs(self.configs)
         folder = self.path / "tokenizer"
-        self.tokenizer_files = [
-            folder / name for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()
-        ]
+        self.tokenizer_files = [folder / name for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()]
         names = {file.name for file in self.tokenizer_files}
         if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
-            raise BadCheckpoint(
-                "tokenizer: expected tokenizer.json, or vocab.json and merges.txt; found neither"
-            )
+            raise BadCheckpoint("tokenizer: expected tokenizer.json, or vocab.json and merges.txt; found neither")
         self.license_files = sorted(file for pattern in LICENSE_PATTERNS for file in self.path.glob(pattern))
         self._files = {component: self._open(component) for component in WEIGHT_FILES}
 
@@ -123,21 +119,15 @@ class Checkpoint:
             file = TensorFile(self.path / single, single)
             found = {name: (file, name) for name in file.entries}
         else:
-            raise BadCheckpoint(
-                f"{component}: expected {WEIGHT_FILES[component]} or its .index.json, found neither"
-            )
+            raise BadCheckpoint(f"{component}: expected {WEIGHT_FILES[component]} or its .index.json, found neither")
         if component != "text_encoder" or any(name.startswith("model.") for name in found):
             return found
-        return {
-            name if name.startswith("lm_head.") else f"model.{name}": where for name, where in found.items()
-        }
+        return {name if name.startswith("lm_head.") else f"model.{name}": where for name, where in found.items()}
 
     def _open_sharded(self, component: str, index: str) -> dict[str, tuple[TensorFile, str]]:
         weight_map = read_json(self.path / index, index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise BadCheckpoint(
-                f"{index}: expected a weight_map of tensor names, found {type(weight_map).__name__}"
-            )
+            raise BadCheckpoint(f"{index}: expected a weight_map of tensor names, found {type(weight_map).__name__}")
         files: dict[str, TensorFile] = {}
         found = {}
         for name, file_name in weight_map.items():

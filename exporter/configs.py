@@ -84,9 +84,7 @@ def check_configs(configs: Configs) -> None:
     text_rotary(configs)
     channels = configs["vae"].get("block_out_channels")
     if not _whole_numbers(channels):
-        raise BadCheckpoint(
-            f"vae/config.json: expected block_out_channels as a list of sizes, found {channels!r}"
-        )
+        raise BadCheckpoint(f"vae/config.json: expected block_out_channels as a list of sizes, found {channels!r}")
 
 
 def _check_transformer(configs: Configs) -> None:
@@ -94,8 +92,7 @@ def _check_transformer(configs: Configs) -> None:
     axes, head = transformer.get("axes_dims_rope"), transformer["attention_head_dim"]
     if not _whole_numbers(axes) or len(axes) != 4 or sum(axes) != head or any(axis % 2 for axis in axes):
         raise BadCheckpoint(
-            f"transformer/config.json: expected axes_dims_rope of four even sizes that add up to {head},"
-            f" found {axes!r}"
+            f"transformer/config.json: expected axes_dims_rope of four even sizes that add up to {head}, found {axes!r}"
         )
     latents = 4 * configs["vae"]["latent_channels"]
     if transformer["in_channels"] != latents or transformer.get("out_channels") not in (None, latents):

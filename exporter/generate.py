@@ -111,9 +111,7 @@ def check_request(request: Request, sizes: dict[str, Any]) -> None:
                 f"--size, {name}: expected a multiple of {multiple} from {minimum} to {maximum}, found {value}"
             )
     if not 1 <= request.steps <= MAXIMUM_STEPS:
-        raise BadArguments(
-            f"--steps: expected a whole number from 1 to {MAXIMUM_STEPS}, found {request.steps}"
-        )
+        raise BadArguments(f"--steps: expected a whole number from 1 to {MAXIMUM_STEPS}, found {request.steps}")
     if not 0 <= request.seed <= MAXIMUM_SEED:
         raise BadArguments(f"--seed: expected a whole number from 0 to {MAXIMUM_SEED}, found {request.seed}")
 
@@ -148,9 +146,7 @@ def _fill(page: Page, model: str, request: Request) -> None:
         page.fill(f"#{name}", str(getattr(request, name)))
 
 
-def _draw(
-    page: Page, model: str, request: Request, report: Callable[[str], None]
-) -> tuple[bytes, dict[str, Any]]:
+def _draw(page: Page, model: str, request: Request, report: Callable[[str], None]) -> tuple[bytes, dict[str, Any]]:
     """Press Generate and Save; returns the file's bytes and the page's facts about the picture."""
     page.wait_for_selector("body[data-state=ready], body[data-state=unsupported]", timeout=START_MS)
     _raise_for(page.evaluate(_STATE))

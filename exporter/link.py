@@ -36,9 +36,7 @@ def link(model: ir.Model, tensors: dict[str, dict[str, Any]], shards: list[dict[
         if value is None:
             raise ValueError(f"{name}: expected an initializer of the graph, found none")
         if tuple(value.shape) != tuple(record["shape"]):
-            raise ValueError(
-                f"{name}: expected shape {tuple(value.shape)} as in the graph, found {record['shape']}"
-            )
+            raise ValueError(f"{name}: expected shape {tuple(value.shape)} as in the graph, found {record['shape']}")
         value.type = ir.TensorType(TYPES[record["dtype"]])
         if len(record["parts"]) == 1:
             value.const_value = _external(name, record["dtype"], record["shape"], record["parts"][0], shards)

@@ -64,9 +64,7 @@ def load(folder: Path) -> Manifest:
     """Read and check a bundle's manifest. Raises BadBundle."""
     path = folder / FILE
     if not folder.is_dir():
-        raise BadBundle(
-            f"{folder}: expected a bundle folder, found {'a file' if folder.exists() else 'nothing'}"
-        )
+        raise BadBundle(f"{folder}: expected a bundle folder, found {'a file' if folder.exists() else 'nothing'}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -96,13 +94,9 @@ def check(manifest: Any, where: str) -> None:
         _check_keys(manifest[key], keys, where, f"{key}.")
     tokenizer = manifest["text"]["tokenizer"]
     if Path(tokenizer).name != tokenizer:
-        raise BadBundle(
-            f"{where}: expected a folder name in the bundle for text.tokenizer, found {tokenizer!r}"
-        )
+        raise BadBundle(f"{where}: expected a folder name in the bundle for text.tokenizer, found {tokenizer!r}")
     if manifest["weights"] not in WEIGHTS:
-        raise BadBundle(
-            f"{where}: expected weights among {', '.join(WEIGHTS)}, found {manifest['weights']!r}"
-        )
+        raise BadBundle(f"{where}: expected weights among {', '.join(WEIGHTS)}, found {manifest['weights']!r}")
     _check_shards(manifest["shards"], where)
     missing = [name for name in COMPONENTS if name not in manifest["components"]]
     if missing:
@@ -133,9 +127,7 @@ def _check_component(component: Any, shards: list, where: str, prefix: str) -> N
     _check_keys(component, {"graph": str, "plan": str, "tensors": dict}, where, prefix)
     for key in ("graph", "plan"):
         if Path(component[key]).name != component[key]:
-            raise BadBundle(
-                f"{where}: expected a file name in the bundle for {prefix}{key}, found {component[key]!r}"
-            )
+            raise BadBundle(f"{where}: expected a file name in the bundle for {prefix}{key}, found {component[key]!r}")
     for name, record in component["tensors"].items():
         _check_tensor(record, shards, where, f"{prefix}tensors.{name}.")
 
@@ -154,8 +146,7 @@ def _check_tensor(record: Any, shards: list, where: str, prefix: str) -> None:
         _check_keys(part, {"shard": int, "offset": int, "bytes": int}, where, f"{prefix}parts[{index}].")
         if not 0 <= part["shard"] < len(shards):
             raise BadBundle(
-                f"{where}: expected {prefix}parts[{index}] in one of {len(shards)} shards,"
-                f" found shard {part['shard']}"
+                f"{where}: expected {prefix}parts[{index}] in one of {len(shards)} shards, found shard {part['shard']}"
             )
         size = shards[part["shard"]]["bytes"]
         if part["offset"] < 8 or part["bytes"] < 0 or part["offset"] + part["bytes"] > size:
@@ -166,6 +157,4 @@ def _check_tensor(record: Any, shards: list, where: str, prefix: str) -> None:
         total += part["bytes"]
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if total != expected:
-        raise BadBundle(
-            f"{where}: expected {prefix}parts of {expected} bytes for {dtype} {shape}, found {total}"
-        )
+        raise BadBundle(f"{where}: expected {prefix}parts of {expected} bytes for {dtype} {shape}, found {total}")

@@ -29,9 +29,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir()
     except OSError as problem:
-        raise BadArguments(
-            f"{out}: expected a folder that can be written, found: {problem.strerror}"
-        ) from None
+        raise BadArguments(f"{out}: expected a folder that can be written, found: {problem.strerror}") from None
     old = work.with_suffix(".old")
     try:
         yield work

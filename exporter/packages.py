@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 INSTALL = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
 
 
-def _pinned(name: str) -> str:
-    """The version of a package in the lock file."""
+def _pinned(name: str) -> tuple[str, bool]:
+    """The version of a package in the lock file, and whether only the tests use it."""
     lock = json.loads((ROOT / "package-lock.json").read_text("utf-8"))
-    return lock["packages"][f"node_modules/{name}"]["version"]
+    entry = lock["packages"][f"node_modules/{name}"]
+    return entry["version"], entry.get("dev", False)
 
 
 def _installed(name: str) -> str | None:
@@ -45,9 +46,10 @@ def node_package(name: str) -> Path:
     Raises:
         BitbrushError: npm failed; the message ends with npm's first line.
     """
-    if _installed(name) != _pinned(name):
-        done = _run_npm(INSTALL)
-        if done.returncode or _installed(name) != _pinned(name):
+    version, for_tests = _pinned(name)
+    if _installed(name) != version:
+        done = _run_npm(INSTALL if for_tests else (*INSTALL, "--omit=dev"))
+        if done.returncode or _installed(name) != version:
             said = (done.stderr or done.stdout or "nothing").strip().splitlines()[0]
-            raise BitbrushError(f"npm: expected {name} {_pinned(name)} to be installed, npm said: {said}")
+            raise BitbrushError(f"npm: expected {name} {version} to be installed, npm said: {said}")
     return ROOT / "node_modules" / name

@@ -45,9 +45,7 @@ def affine_group(columns: int) -> int | None:
     return next((group for group in AFFINE_GROUPS if columns % group == 0), None)
 
 
-def part_shapes(
-    kind: str, rows: int, columns: int, group: int = GROUP
-) -> dict[str, tuple[str, tuple[int, int]]]:
+def part_shapes(kind: str, rows: int, columns: int, group: int = GROUP) -> dict[str, tuple[str, tuple[int, int]]]:
     """suffix -> (safetensors dtype, shape) of the parts of a packed [rows, columns] matrix."""
     _check_layout(kind, columns, group, "matrix")
     parts = {
@@ -131,8 +129,7 @@ def _check_layout(kind: str, columns: int, group: int, name: str) -> None:
     if group not in groups or columns % group or not columns:
         allowed = " or ".join(map(str, groups))
         raise BadCheckpoint(
-            f"{name}: expected K to be a multiple of a group of {allowed} for {kind},"
-            f" found K {columns}, group {group}"
+            f"{name}: expected K to be a multiple of a group of {allowed} for {kind}, found K {columns}, group {group}"
         )
 
 

@@ -18,9 +18,7 @@ ENTRY = "js/studio/main.js"
 TOKENIZERS = "@huggingface/tokenizers"
 # Downloads from the Hugging Face Hub are redirected to hosts under hf.co, which the policy must name too.
 REDIRECTS = {"https://huggingface.co": ("https://*.hf.co",)}
-_IMPORT = re.compile(
-    r"""^(?:import|export)\s*(?:[^"'();=]*\bfrom\s*)?["'](\.{1,2}/[^"']+)["']""", re.MULTILINE
-)
+_IMPORT = re.compile(r"""^(?:import|export)\s*(?:[^"'();=]*\bfrom\s*)?["'](\.{1,2}/[^"']+)["']""", re.MULTILINE)
 
 
 def content_security_policy(weights_url: str | None = None) -> str:

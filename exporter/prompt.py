@@ -73,9 +73,7 @@ def open_tokenizer(folder: Path):
 def render(tokenizer, prompt: str) -> str:
     """The text that Flux2KleinPipeline makes of a prompt."""
     messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
 
 
 def split_template(tokenizer) -> tuple[str, str]:
@@ -89,8 +87,7 @@ def split_template(tokenizer) -> tuple[str, str]:
     pieces = rendered[marker].split(marker)
     if len(pieces) != 2:
         raise BadCheckpoint(
-            f"tokenizer: expected a chat template with the prompt in it once,"
-            f" found it {len(pieces) - 1} times"
+            f"tokenizer: expected a chat template with the prompt in it once, found it {len(pieces) - 1} times"
         )
     prefix, suffix = pieces
     for prompt, text in rendered.items():

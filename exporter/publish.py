@@ -75,9 +75,7 @@ def _write_tokenizer(source: Path, target: Path) -> None:
         _copy(source / name, target / name)
 
 
-def write_model(
-    bundle: Bundle, out: Path, weights_url: str | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write one model's files into the site `out`.
 
     Args:

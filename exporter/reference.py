@@ -49,7 +49,9 @@ def load_pipeline(bundle_path: str | Path) -> Flux2KleinPipeline:
     _fill(bundle, "denoiser", transformer, lambda name: name)
     _fill(bundle, "encoder", text_encoder, lambda name: f"model.{name}")
     _fill(bundle, "decoder", vae, lambda name: name)
-    unset = {name for name in transformer.state_dict() if _used(name, configs["transformer"])} - _bases(bundle, "denoiser")
+    unset = {name for name in transformer.state_dict() if _used(name, configs["transformer"])} - _bases(
+        bundle, "denoiser"
+    )
     if unset:
         raise BadBundle(f"{bundle.path}: expected every tensor of the denoiser, found no {min(unset)}")
     return Flux2KleinPipeline(
@@ -65,7 +67,11 @@ def load_pipeline(bundle_path: str | Path) -> Flux2KleinPipeline:
 def _used(name: str, config: dict[str, Any]) -> bool:
     """Whether the denoiser's graph can see the tensor: modulations of absent blocks are in no bundle."""
     kind = name.partition("_stream_modulation")[0]
-    return bool(config[{"double": "num_layers", "single": "num_single_layers"}[kind]]) if kind in ("double", "single") else True
+    return (
+        bool(config[{"double": "num_layers", "single": "num_single_layers"}[kind]])
+        if kind in ("double", "single")
+        else True
+    )
 
 
 def _base(name: str) -> tuple[str, str]:

@@ -78,9 +78,7 @@ class ShardWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
         start = 8 + len(text)
-        content = b"".join(
-            [len(text).to_bytes(8, "little"), text, *(array.tobytes() for _, array, _ in ordered)]
-        )
+        content = b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for _, array, _ in ordered)])
         digest = hashlib.sha256(content).hexdigest()
         file = f"{FOLDER}/{digest}.safetensors"
         (self._folder / file).write_bytes(content)
@@ -130,9 +128,7 @@ class ShardReader:
         shard = self._shards[index]
         path = self._folder / shard["file"]
         if not path.is_file():
-            raise BadBundle(
-                f"{shard['file']}: expected a shard of {shard['bytes']} bytes, found no such file"
-            )
+            raise BadBundle(f"{shard['file']}: expected a shard of {shard['bytes']} bytes, found no such file")
         if path.stat().st_size != shard["bytes"]:
             raise BadBundle(f"{shard['file']}: expected {shard['bytes']} bytes, found {path.stat().st_size}")
         with path.open("rb") as file:

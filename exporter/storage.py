@@ -74,9 +74,7 @@ class StoredTensor:
     def store(self, array: np.ndarray) -> Stored:
         """f32 array in the checkpoint's layout -> parts. Raises BadCheckpoint, naming the tensor."""
         if array.shape != self.shape:
-            raise BadCheckpoint(
-                f"{self.source}: expected shape {list(self.shape)}, found {list(array.shape)}"
-            )
+            raise BadCheckpoint(f"{self.source}: expected shape {list(self.shape)}, found {list(array.shape)}")
         packing.check_finite(array, self.source)
         if self.transform is not None:
             if float(array.min(initial=0.0)) < 0:
@@ -94,18 +92,12 @@ class StoredTensor:
         half = array.astype(np.float16)
         error = half.astype(np.float32) - array
         norm = float(np.linalg.norm(array))
-        return Stored(
-            {self.name: half}, not error.any(), float(np.linalg.norm(error)) / norm if norm else 0.0
-        )
+        return Stored({self.name: half}, not error.any(), float(np.linalg.norm(error)) / norm if norm else 0.0)
 
     def restore(self, parts: dict[str, np.ndarray]) -> np.ndarray:
         """The parts of `store` -> f32 in the checkpoint's layout, as the GPU sees the values."""
         if self.packed:
-            own = {
-                name.removeprefix(self.name): part
-                for name, part in parts.items()
-                if name.startswith(self.name)
-            }
+            own = {name.removeprefix(self.name): part for name, part in parts.items() if name.startswith(self.name)}
             return packing.unpack(self.kind, own, self.shape[1], self.group)
         array = parts[self.name].astype(np.float32)
         if self.kind == "conv":

@@ -42,19 +42,11 @@ class SiteOptions:
     def __post_init__(self) -> None:
         if self.weights_url is not None:
             parts = urlsplit(self.weights_url)
-            if (
-                parts.scheme != "https"
-                or not parts.hostname
-                or "@" in parts.netloc
-                or parts.query
-                or parts.fragment
-            ):
+            if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
                 raise BadArguments(
                     f"--weights-url: expected an https address without query or user, found {self.weights_url!r}"
                 )
-        if self.space is not None and not re.fullmatch(
-            rf"{FILE_NAME.pattern}/{FILE_NAME.pattern}", self.space
-        ):
+        if self.space is not None and not re.fullmatch(rf"{FILE_NAME.pattern}/{FILE_NAME.pattern}", self.space):
             raise BadArguments(f"--space: expected USER/NAME, found {self.space!r}")
 
 
@@ -131,9 +123,7 @@ def _write_site(out: Path, bundles: Sequence[Bundle], options: SiteOptions) -> l
 
 
 def _make_stamp(folders: Sequence[Path], options: SiteOptions) -> dict[str, Any]:
-    embedded = {folder.resolve() for folder in folders} == set(
-        embedded_bundles()
-    ) and options == SiteOptions()
+    embedded = {folder.resolve() for folder in folders} == set(embedded_bundles()) and options == SiteOptions()
     return {"embedded": embedded, "inputs": inputs_hash(folders, options)}
 
 
@@ -172,9 +162,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def build_site(
-    bundles: Sequence[Path], out: Path, options: SiteOptions | None = None
-) -> list[dict[str, Any]]:
+def build_site(bundles: Sequence[Path], out: Path, options: SiteOptions | None = None) -> list[dict[str, Any]]:
     """Build the site of some bundles, unless `out` already holds the same.
 
     Args:

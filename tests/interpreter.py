@@ -13,8 +13,9 @@ from exporter.expressions import evaluate
 _TYPES = {"f32": np.float32, "u32": np.uint32}
 
 
-def run_plan(plan: dict[str, Any], tensor: Callable[[str], np.ndarray], symbols: dict[str, int],
-             inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_plan(
+    plan: dict[str, Any], tensor: Callable[[str], np.ndarray], symbols: dict[str, int], inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Execute every dispatch in order.
 
     Args:
@@ -25,8 +26,10 @@ def run_plan(plan: dict[str, Any], tensor: Callable[[str], np.ndarray], symbols:
     Returns:
         Flat arrays of all outputs.
     """
-    buffers = [np.full(int(evaluate(v["elements"], symbols)), np.nan if v["dtype"] == "f32" else 0, _TYPES[v["dtype"]])
-               for v in plan["values"]]
+    buffers = [
+        np.full(int(evaluate(v["elements"], symbols)), np.nan if v["dtype"] == "f32" else 0, _TYPES[v["dtype"]])
+        for v in plan["values"]
+    ]
     for value, buffer in zip(plan["values"], buffers, strict=True):
         if value["role"] == "input":
             buffer[:] = np.asarray(inputs[value["name"]]).reshape(-1)

@@ -31,23 +31,46 @@ class Configuration:
 
 CONFIGURATIONS = {
     "one-head": Configuration(
-        dict(heads=1, head_dim=128, double=1, single=1, binary=True, text_length=24), "binary", "a red apple", (64, 64)),
+        dict(heads=1, head_dim=128, double=1, single=1, binary=True, text_length=24), "binary", "a red apple", (64, 64)
+    ),
     "two-heads-ternary": Configuration(
-        dict(heads=2, head_dim=64, double=1, single=2, ternary=True), "ternary", "火箭，蓝色背景", (80, 48), seed=1),
+        dict(heads=2, head_dim=64, double=1, single=2, ternary=True), "ternary", "火箭，蓝色背景", (80, 48), seed=1
+    ),
     "no-double": Configuration(
-        dict(heads=3, head_dim=128, double=0, single=4, text_heads=4, text_kv_heads=2, text_length=17), "ternary", "", (48, 80),
-        seed=123456789),
+        dict(heads=3, head_dim=128, double=0, single=4, text_heads=4, text_kv_heads=2, text_length=17),
+        "ternary",
+        "",
+        (48, 80),
+        seed=123456789,
+    ),
     "no-packing": Configuration(
-        dict(heads=3, head_dim=64, double=2, single=1, layers=(2, 3, 4), encoder_depth=4), "keep", "two rockets 🚀🚀", (112, 16),
-        steps=3, seed=7, layers=(2, 3, 4)),
+        dict(heads=3, head_dim=64, double=2, single=1, layers=(2, 3, 4), encoder_depth=4),
+        "keep",
+        "two rockets 🚀🚀",
+        (112, 16),
+        steps=3,
+        seed=7,
+        layers=(2, 3, 4),
+    ),
     "long-text": Configuration(
-        dict(heads=2, head_dim=128, double=1, single=1, text_length=512, binary=True), "binary", "a castle " * 60, (64, 48),
-        steps=2, seed=2**40 + 5),
+        dict(heads=2, head_dim=128, double=1, single=1, text_length=512, binary=True),
+        "binary",
+        "a castle " * 60,
+        (64, 48),
+        steps=2,
+        seed=2**40 + 5,
+    ),
     "deep": Configuration(
-        dict(heads=4, head_dim=64, double=3, single=2, decoder_channels=(8, 16, 24, 24), ternary=True), "ternary",
-        "three strawberries", (48, 48), steps=1, seed=42),
+        dict(heads=4, head_dim=64, double=3, single=2, decoder_channels=(8, 16, 24, 24), ternary=True),
+        "ternary",
+        "three strawberries",
+        (48, 48),
+        steps=1,
+        seed=42,
+    ),
     "one-token": Configuration(
-        dict(heads=2, head_dim=64, double=2, single=3, text_length=1), "binary", "cat", (16, 16), steps=5, seed=3),
+        dict(heads=2, head_dim=64, double=2, single=3, text_length=1), "binary", "cat", (16, 16), steps=5, seed=3
+    ),
 }
 
 
@@ -56,6 +79,12 @@ def export(name: str, folder: Path) -> tuple[Path, Path]:
     configuration = CONFIGURATIONS[name]
     checkpoint = make_pipeline(folder / name, **{"layers": configuration.layers, **configuration.shape})
     bundle = folder / f"{name}-{configuration.weights}"
-    export_bundle(checkpoint, bundle, weights=configuration.weights, encoder_bits=16, layers=configuration.layers,
-                  **configuration.export)
+    export_bundle(
+        checkpoint,
+        bundle,
+        weights=configuration.weights,
+        encoder_bits=16,
+        layers=configuration.layers,
+        **configuration.export,
+    )
     return checkpoint, bundle

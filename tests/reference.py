@@ -41,9 +41,17 @@ def diffusers_picture(bundle: Path, prompt: str, size: tuple[int, int], steps: i
         return tensors
 
     image = pipeline(
-        prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, max_sequence_length=text["length"],
-        text_encoder_out_layers=layers, generator=torch.Generator("cpu").manual_seed(seed), output_type="np",
-        callback_on_step_end=keep, callback_on_step_end_tensor_inputs=["latents"], guidance_scale=1.0,
+        prompt=prompt,
+        width=size[0],
+        height=size[1],
+        num_inference_steps=steps,
+        max_sequence_length=text["length"],
+        text_encoder_out_layers=layers,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        output_type="np",
+        callback_on_step_end=keep,
+        callback_on_step_end_tensor_inputs=["latents"],
+        guidance_scale=1.0,
     ).images[0]
     return Expected(features[0].numpy(), np.stack(latents), np.round(image * 255).astype(np.uint8))
 

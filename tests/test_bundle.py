@@ -150,11 +150,7 @@ def test_ternary_weights_of_a_ternary_checkpoint_are_exact(checkpoint, quick, tm
 def test_graphs_hold_no_path_of_this_machine(bundle):
     for component in COMPONENTS:
         content = bundle.graph(component).read_bytes()
-        assert (
-            b".py" not in content
-            and b"site-packages" not in content
-            and str(Path.cwd()).encode() not in content
-        )
+        assert b".py" not in content and b"site-packages" not in content and str(Path.cwd()).encode() not in content
 
 
 def test_tensors_split_over_shards_compute_the_same(bundle, checkpoint, quick, tmp_path):
@@ -246,9 +242,7 @@ def test_memory_holds_the_largest_tensor_not_the_model(tmp_path):
     opened = SimpleNamespace(tensor=lambda component, name: file.read_f32(name))
 
     tracemalloc.start()
-    _write_components(
-        opened, {"encoder": component}, tmp_path, ShardWriter(tmp_path, 1 << 20), lambda *_: None
-    )
+    _write_components(opened, {"encoder": component}, tmp_path, ShardWriter(tmp_path, 1 << 20), lambda *_: None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 12 * matrix.nbytes < count * matrix.nbytes / 8

@@ -27,7 +27,9 @@ DRAW = """async ([manifest, request]) => {
         const text = (array) => {
             const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
             let packed = "";
-            for (let at = 0; at < bytes.length; at += 32768) packed += String.fromCharCode(...bytes.subarray(at, at + 32768));
+            for (let at = 0; at < bytes.length; at += 32768) {
+                packed += String.fromCharCode(...bytes.subarray(at, at + 32768));
+            }
             return btoa(packed);
         };
         return [text(features), text(latents), text(pixels)];
@@ -60,9 +62,16 @@ def test_the_browsers_picture_equals_diffusers(name, exported, page_for):
     configuration = CONFIGURATIONS[name]
     bundle: Path = exported(name)
     width, height = configuration.size
-    request = {"prompt": configuration.prompt, "width": width, "height": height, "steps": configuration.steps,
-               "seed": configuration.seed}
-    expected = diffusers_picture(bundle, configuration.prompt, configuration.size, configuration.steps, configuration.seed)
+    request = {
+        "prompt": configuration.prompt,
+        "width": width,
+        "height": height,
+        "steps": configuration.steps,
+        "seed": configuration.seed,
+    }
+    expected = diffusers_picture(
+        bundle, configuration.prompt, configuration.size, configuration.steps, configuration.seed
+    )
     page, manifest = page_for(name)
     features, latents, picture = draw(page, manifest, request)
     page.close()

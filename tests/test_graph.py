@@ -32,8 +32,9 @@ def _encoder_case(pipeline, manifest, rng) -> tuple[dict[str, np.ndarray], dict[
     ids = rng.integers(0, 300, (1, tokens))
     mask = np.arange(tokens)[None] < 8
     cos, sin = _rotary(np.arange(tokens), text["rotary"]["head_size"], text["rotary"]["theta"])
-    states = pipeline.text_encoder(torch.tensor(ids), attention_mask=torch.tensor(mask.astype(np.int64)),
-                                   output_hidden_states=True).hidden_states
+    states = pipeline.text_encoder(
+        torch.tensor(ids), attention_mask=torch.tensor(mask.astype(np.int64)), output_hidden_states=True
+    ).hidden_states
     expected = torch.cat([states[layer] for layer in text["layers"]], dim=-1).numpy()
     return {"token_ids": ids, "key_mask": mask, "rotary_cos": cos, "rotary_sin": sin}, {"text_tokens": tokens}, expected
 
@@ -49,8 +50,9 @@ def _denoiser_case(pipeline, manifest, rng) -> tuple[dict[str, np.ndarray], dict
     latents = rng.standard_normal((1, ROWS * COLUMNS, manifest["latents"]["channels"])).astype(np.float32)
     features = rng.standard_normal((1, tokens, manifest["text"]["features"])).astype(np.float32)
     sinusoid = model.time_guidance_embed.time_proj(torch.tensor([1000 * sigma])).numpy()
-    expected = model(torch.tensor(latents), torch.tensor(features), torch.tensor([sigma]), image_ids, text_ids,
-                     return_dict=False)[0].numpy()
+    expected = model(
+        torch.tensor(latents), torch.tensor(features), torch.tensor([sigma]), image_ids, text_ids, return_dict=False
+    )[0].numpy()
     inputs = {"latents": latents, "features": features, "timestep_features": sinusoid, **tables}
     return inputs, {"image_tokens": ROWS * COLUMNS, "text_tokens": tokens}, expected
 
@@ -79,7 +81,9 @@ def test_onnxruntime_and_the_plan_equal_torch(bundle):
         assert relative_error(found, expected) < 1e-4, component
 
         step = {"step_size": np.float32([-0.25])} if component == "denoiser" else {}
-        outputs = run_plan(plans[component], lambda name, c=component: opened.tensor(c, name), symbols, {**inputs, **step})
+        outputs = run_plan(
+            plans[component], lambda name, c=component: opened.tensor(c, name), symbols, {**inputs, **step}
+        )
         if component == "decoder":
             expected = expected[0].transpose(1, 2, 0)
             pixels = outputs["pixels"].view(np.uint8).reshape(*expected.shape[:2], 4)

@@ -113,7 +113,9 @@ def test_fusions_happen(exported):
 
 
 def _graph(op_type: str, **attributes) -> ir.Model:
-    x = ir.Value(name="latents", shape=ir.Shape([1, ir.SymbolicDim("text_tokens"), 8]), type=ir.TensorType(ir.DataType.FLOAT))
+    x = ir.Value(
+        name="latents", shape=ir.Shape([1, ir.SymbolicDim("text_tokens"), 8]), type=ir.TensorType(ir.DataType.FLOAT)
+    )
     node = ir.node(op_type, [x], attributes, name="blocks.0.strange")
     node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", x.shape, x.type
     graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 23}, name="g")

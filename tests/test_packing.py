@@ -8,9 +8,7 @@ from exporter.packing import affine_group, pack, part_shapes, unpack
 from exporter.storage import BATCH_NORM_STD, StoredTensor, stored_like
 
 LOW_BIT = ("binary", "ternary")
-GROUPS = [("binary", 128), ("ternary", 128)] + [
-    (kind, group) for kind in ("int4", "int8") for group in (128, 64, 32)
-]
+GROUPS = [("binary", 128), ("ternary", 128)] + [(kind, group) for kind in ("int4", "int8") for group in (128, 64, 32)]
 
 
 def random_matrix(rows: int, columns: int, seed: int, scale: float = 1.0) -> np.ndarray:

@@ -23,9 +23,29 @@ def test_generate_draws_what_diffusers_draws(variant, tmp_path):
     prompt, seed = CASES[variant]
     picture, latents = tmp_path / "picture.png", tmp_path / "latents.npy"
     run = subprocess.run(
-        [sys.executable, "build.py", "generate", "-p", prompt, "--seed", str(seed), "--size", "256x256", "--steps", "4",
-         "--variant", variant, "-o", picture, "--latents-out", latents, "--json"],
-        cwd=ROOT, capture_output=True, text=True,
+        [
+            sys.executable,
+            "build.py",
+            "generate",
+            "-p",
+            prompt,
+            "--seed",
+            str(seed),
+            "--size",
+            "256x256",
+            "--steps",
+            "4",
+            "--variant",
+            variant,
+            "-o",
+            picture,
+            "--latents-out",
+            latents,
+            "--json",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
     facts = json.loads(run.stdout)

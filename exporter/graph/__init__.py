@@ -22,8 +22,13 @@ class ComponentGraph:
     notes: list[str] = field(default_factory=list)
 
 
-def export_graphs(configs: dict[str, dict[str, Any]], *, weights: str, encoder_bits: int = 4,
-                  encoder_layers: tuple[int, ...] = (9, 18, 27)) -> dict[str, ComponentGraph]:
+def export_graphs(
+    configs: dict[str, dict[str, Any]],
+    *,
+    weights: str,
+    encoder_bits: int = 4,
+    encoder_layers: tuple[int, ...] = (9, 18, 27),
+) -> dict[str, ComponentGraph]:
     """Export encoder, denoiser and decoder.
 
     Args:

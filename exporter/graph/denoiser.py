@@ -32,18 +32,31 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> to
 class DoubleProcessor:
     """Joint attention of a double block; returns (image, text) like diffusers' processor."""
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None,
-                 image_rotary_emb=None, tables: tuple[Tables, Tables] | None = None):
+    def __call__(
+        self,
+        attn,
+        hidden_states,
+        encoder_hidden_states=None,
+        attention_mask=None,
+        image_rotary_emb=None,
+        tables: tuple[Tables, Tables] | None = None,
+    ):
         text, image = tables
         size = attn.head_dim
-        q = torch.cat([
-            _rotate(attn.norm_added_q(_heads(attn.add_q_proj(encoder_hidden_states), size)), text),
-            _rotate(attn.norm_q(_heads(attn.to_q(hidden_states), size)), image),
-        ], dim=1)
-        k = torch.cat([
-            _rotate(attn.norm_added_k(_heads(attn.add_k_proj(encoder_hidden_states), size)), text),
-            _rotate(attn.norm_k(_heads(attn.to_k(hidden_states), size)), image),
-        ], dim=1)
+        q = torch.cat(
+            [
+                _rotate(attn.norm_added_q(_heads(attn.add_q_proj(encoder_hidden_states), size)), text),
+                _rotate(attn.norm_q(_heads(attn.to_q(hidden_states), size)), image),
+            ],
+            dim=1,
+        )
+        k = torch.cat(
+            [
+                _rotate(attn.norm_added_k(_heads(attn.add_k_proj(encoder_hidden_states), size)), text),
+                _rotate(attn.norm_k(_heads(attn.to_k(hidden_states), size)), image),
+            ],
+            dim=1,
+        )
         v = torch.cat([attn.add_v_proj(encoder_hidden_states), attn.to_v(hidden_states)], dim=1)
         out = _attend(q, k, v, attn.heads)
         text_tokens = encoder_hidden_states.shape[1]
@@ -53,8 +66,14 @@ class DoubleProcessor:
 class SingleProcessor:
     """Parallel attention and MLP of a single block on the joint sequence."""
 
-    def __call__(self, attn, hidden_states, attention_mask=None, image_rotary_emb=None,
-                 tables: tuple[Tables, Tables] | None = None):
+    def __call__(
+        self,
+        attn,
+        hidden_states,
+        attention_mask=None,
+        image_rotary_emb=None,
+        tables: tuple[Tables, Tables] | None = None,
+    ):
         text, image = tables
         joint = (torch.cat([text[0], image[0]], dim=1), torch.cat([text[1], image[1]], dim=1))
         fused = attn.to_qkv_mlp_proj(hidden_states)
@@ -98,13 +117,21 @@ class Denoiser(torch.nn.Module):
         for block in self.model.single_transformer_blocks:
             block.attn.set_processor(SingleProcessor())
 
-    def forward(self, latents, features, timestep_features, text_rotary_cos, text_rotary_sin,
-                image_rotary_cos, image_rotary_sin):
+    def forward(
+        self, latents, features, timestep_features, text_rotary_cos, text_rotary_sin, image_rotary_cos, image_rotary_sin
+    ):
         self.model.time_guidance_embed.time_proj.features = timestep_features
         tables = ((text_rotary_cos, text_rotary_sin), (image_rotary_cos, image_rotary_sin))
         no_ids = torch.zeros(1, 4)
-        return self.model(latents, features, torch.zeros(1), no_ids, no_ids,
-                          joint_attention_kwargs={"tables": tables}, return_dict=False)[0]
+        return self.model(
+            latents,
+            features,
+            torch.zeros(1),
+            no_ids,
+            no_ids,
+            joint_attention_kwargs={"tables": tables},
+            return_dict=False,
+        )[0]
 
     def example(self) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, Any]], str]:
         """Example inputs (token counts are symbols), their dynamic axes, and the output's name."""
@@ -120,7 +147,13 @@ class Denoiser(torch.nn.Module):
             "image_rotary_cos": torch.zeros(1, 24, half),
             "image_rotary_sin": torch.zeros(1, 24, half),
         }
-        axes = {"latents": {1: image}, "features": {1: text}, "timestep_features": {},
-                "text_rotary_cos": {1: text}, "text_rotary_sin": {1: text},
-                "image_rotary_cos": {1: image}, "image_rotary_sin": {1: image}}
+        axes = {
+            "latents": {1: image},
+            "features": {1: text},
+            "timestep_features": {},
+            "text_rotary_cos": {1: text},
+            "text_rotary_sin": {1: text},
+            "image_rotary_cos": {1: image},
+            "image_rotary_sin": {1: image},
+        }
         return inputs, axes, "velocity"

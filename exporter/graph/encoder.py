@@ -25,8 +25,9 @@ def _attention(module, query, key, value, attention_mask, scaling, dropout=0.0, 
     """
     q, k, v = (x.transpose(1, 2).flatten(2) for x in (query, key, value))
     mask = attention_mask[:, None, None, :].expand(1, 1, query.shape[2], -1)  # onnxruntime does not broadcast it
-    out = ops.attention(q, k, v, attn_mask=mask, is_causal=True, scale=scaling,
-                        q_num_heads=query.shape[1], kv_num_heads=key.shape[1])[0]
+    out = ops.attention(
+        q, k, v, attn_mask=mask, is_causal=True, scale=scaling, q_num_heads=query.shape[1], kv_num_heads=key.shape[1]
+    )[0]
     return out.unflatten(-1, (-1, module.head_dim)), None
 
 
@@ -61,8 +62,10 @@ def encoder_config(config: dict[str, Any], layers: tuple[int, ...]):
 
     total = config["num_hidden_layers"]
     if max(layers) > total or min(layers) < 0:
-        raise BadCheckpoint(f"text_encoder/config.json: hidden states {list(layers)} were asked for, but the model has "
-                            f"{total} layers; choose others with --encoder-layers")
+        raise BadCheckpoint(
+            f"text_encoder/config.json: hidden states {list(layers)} were asked for, but the model has "
+            f"{total} layers; choose others with --encoder-layers"
+        )
     full = Qwen3Config(**config)
     kind = full.rope_parameters.get("rope_type", "default")
     if kind != "default":

@@ -32,8 +32,15 @@ def export_module(module: torch.nn.Module, prefixes: tuple[str, ...]) -> ir.Mode
     with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module, (), kwargs=inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=axes,
-            optimize=False, verify=False, output_names=[output],
+            module,
+            (),
+            kwargs=inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=axes,
+            optimize=False,
+            verify=False,
+            output_names=[output],
         )
     model = program.model
     parameters = {name for name, _ in module.named_parameters()}

@@ -72,7 +72,9 @@ def store_weights(model: ir.Model, choose: Choose, source: Callable[[str], Origi
         shape = tuple(int(size) for size in value.shape)
         kind, group = choose(value.name, shape)
         origin, transform, eps = source(value.name)
-        tensor = StoredTensor(name=value.name, kind=kind, shape=shape, source=origin, group=group, transform=transform, eps=eps)
+        tensor = StoredTensor(
+            name=value.name, kind=kind, shape=shape, source=origin, group=group, transform=transform, eps=eps
+        )
         stored.append(tensor)
         _rewrite(model, value, tensor)
     model.opset_imports[functions.DOMAIN] = functions.VERSION

@@ -65,7 +65,9 @@ class Lowering:
             return self.views[value.name]
         if is_stored(value):
             return View.contiguous(value.name, shape_of(value))
-        raise BadBundle(f"graph: value {value.name} is used before it is computed, or is a constant that no kernel takes")
+        raise BadBundle(
+            f"graph: value {value.name} is used before it is computed, or is a constant that no kernel takes"
+        )
 
     # operands -----------------------------------------------------------------------------------
 
@@ -126,17 +128,29 @@ class Lowering:
 
     # dispatches ---------------------------------------------------------------------------------
 
-    def dispatch(self, kernel: str, bindings: dict[str, View | Operand], *, uniforms: dict[str, Any] | None = None,
-                 constants: dict[str, Any] | None = None, options: dict[str, Any] | None = None, source: str = "") -> None:
-        self.dispatches.append({
-            "kernel": kernel,
-            "options": options or {},
-            "constants": {name: to_json(size) for name, size in (constants or {}).items()},
-            "uniforms": {name: to_json(sympy.expand(size)) if isinstance(size, sympy.Expr) else size
-                         for name, size in (uniforms or {}).items()},
-            "bindings": {name: b.operand if isinstance(b, View) else b for name, b in bindings.items()},
-            "source": source,
-        })
+    def dispatch(
+        self,
+        kernel: str,
+        bindings: dict[str, View | Operand],
+        *,
+        uniforms: dict[str, Any] | None = None,
+        constants: dict[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
+        source: str = "",
+    ) -> None:
+        self.dispatches.append(
+            {
+                "kernel": kernel,
+                "options": options or {},
+                "constants": {name: to_json(size) for name, size in (constants or {}).items()},
+                "uniforms": {
+                    name: to_json(sympy.expand(size)) if isinstance(size, sympy.Expr) else size
+                    for name, size in (uniforms or {}).items()
+                },
+                "bindings": {name: b.operand if isinstance(b, View) else b for name, b in bindings.items()},
+                "source": source,
+            }
+        )
 
     def unary(self, op: str, x: View, y: View, source: str) -> None:
         (shape, (xs, ys)) = _collapse(x.shape, [x, y])
@@ -158,8 +172,13 @@ class Lowering:
             uniforms[f"{name}_offset"] = view.offset
             for axis in range(most):
                 uniforms[f"{name}_s{axis}"] = strides[axis] if axis < len(strides) else 0
-        self.dispatch(kernel, {name: view for name, (view, _) in operands.items()}, uniforms=uniforms,
-                      options={"op": op, "rank": max(len(shape), 1)}, source=source)
+        self.dispatch(
+            kernel,
+            {name: view for name, (view, _) in operands.items()},
+            uniforms=uniforms,
+            options={"op": op, "rank": max(len(shape), 1)},
+            source=source,
+        )
 
 
 def _collapse(shape: tuple[Size, ...], views: list[View]) -> tuple[list[Size], list[list[Size]]]:

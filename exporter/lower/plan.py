@@ -40,8 +40,10 @@ def lower_graph(model: ir.Model, component: str) -> dict[str, Any]:
         lower = OPERATORS.get((node.domain, node.op_type))
         if lower is None:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            raise BadBundle(f"{component}: no kernel for the ONNX operator {name}, which computes "
-                            f"{node.name or node.outputs[0].name}")
+            raise BadBundle(
+                f"{component}: no kernel for the ONNX operator {name}, which computes "
+                f"{node.name or node.outputs[0].name}"
+            )
         try:
             lower(low, node)
         except ValueError as error:
@@ -96,15 +98,21 @@ def _append_euler_step(low: Lowering) -> None:
     latents, velocity = low.views["latents"], low.views["velocity"]
     step = low.add_value("step_size", "input", sympy.Integer(1))
     after = low.add_value("next_latents", "output", product(latents.shape))
-    low.dispatch("euler_step", {"x": latents, "velocity": velocity, "step_size": step, "y": after}, source="euler_step",
-                 uniforms={"elements": product(latents.shape), "x_offset": 0, "velocity_offset": 0, "y_offset": 0})
+    low.dispatch(
+        "euler_step",
+        {"x": latents, "velocity": velocity, "step_size": step, "y": after},
+        source="euler_step",
+        uniforms={"elements": product(latents.shape), "x_offset": 0, "velocity_offset": 0, "y_offset": 0},
+    )
 
 
 def _append_pixels(low: Lowering) -> None:
     image = low.views["image"]
     count = product(image.shape[2:])
     pixels = low.add_value("pixels", "output", count, "u32")
-    low.dispatch("pixels", {"x": image, "y": pixels}, source="pixels", uniforms={"pixels": count, "x_offset": image.offset})
+    low.dispatch(
+        "pixels", {"x": image, "y": pixels}, source="pixels", uniforms={"pixels": count, "x_offset": image.offset}
+    )
 
 
 def _schedule(low: Lowering, component: str) -> dict[str, Any]:
@@ -133,10 +141,18 @@ def _schedule(low: Lowering, component: str) -> dict[str, Any]:
             entry |= {"arena": arenas[number[index]], "first": lifetimes[index][0], "last": lifetimes[index][1]}
         values.append(entry)
     for dispatch in low.dispatches:
-        dispatch["bindings"] = {name: renamed[b] if isinstance(b, int) else b for name, b in dispatch["bindings"].items()}
+        dispatch["bindings"] = {
+            name: renamed[b] if isinstance(b, int) else b for name, b in dispatch["bindings"].items()
+        }
     symbols = sorted({s.name for value in low.values for s in value["elements"].free_symbols})
-    return {"format": FORMAT, "component": component, "symbols": symbols, "arenas": max(arenas, default=-1) + 1,
-            "values": values, "dispatches": low.dispatches}
+    return {
+        "format": FORMAT,
+        "component": component,
+        "symbols": symbols,
+        "arenas": max(arenas, default=-1) + 1,
+        "values": values,
+        "dispatches": low.dispatches,
+    }
 
 
 def _accesses(dispatch: dict[str, Any]) -> tuple[set[int], set[int]]:
@@ -148,8 +164,10 @@ def _accesses(dispatch: dict[str, Any]) -> tuple[set[int], set[int]]:
         raise BadBundle(str(error)) from error
     expected, given = {b.name for b in bindings}, set(dispatch["bindings"])
     if expected != given or set(record.uniforms) != set(dispatch["uniforms"]):
-        raise BadBundle(f"{dispatch['source']}: kernel {record.name} takes {sorted(expected)} and {sorted(record.uniforms)}, "
-                        f"given {sorted(given)} and {sorted(dispatch['uniforms'])}")
+        raise BadBundle(
+            f"{dispatch['source']}: kernel {record.name} takes {sorted(expected)} and {sorted(record.uniforms)}, "
+            f"given {sorted(given)} and {sorted(dispatch['uniforms'])}"
+        )
     dispatch["constants"] = {name: value for name, value in dispatch["constants"].items() if name in record.constants}
     written = {dispatch["bindings"][b.name] for b in bindings if b.access == "read_write"}
     read = {dispatch["bindings"][b.name] for b in bindings if b.access == "read"}

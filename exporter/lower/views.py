@@ -12,6 +12,7 @@ import sympy
 
 from exporter.lower.sizes import Size, product
 
+ZERO = sympy.Integer(0)
 Operand = int | str  # index of a plan value, or name of a stored tensor
 
 
@@ -22,10 +23,10 @@ class View:
     operand: Operand
     shape: tuple[Size, ...]
     strides: tuple[Size, ...]
-    offset: Size = sympy.Integer(0)
+    offset: Size = ZERO
 
     @staticmethod
-    def contiguous(operand: Operand, shape: tuple[Size, ...], offset: Size = sympy.Integer(0)) -> View:
+    def contiguous(operand: Operand, shape: tuple[Size, ...], offset: Size = ZERO) -> View:
         return View(operand, shape, contiguous_strides(shape), offset)
 
     def axes(self) -> list[tuple[Size, Size]]:
@@ -41,7 +42,9 @@ class View:
         return True
 
     def transpose(self, order: list[int]) -> View:
-        return View(self.operand, tuple(self.shape[i] for i in order), tuple(self.strides[i] for i in order), self.offset)
+        return View(
+            self.operand, tuple(self.shape[i] for i in order), tuple(self.strides[i] for i in order), self.offset
+        )
 
     def slice(self, axis: int, start: Size, size: Size) -> View:
         shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])

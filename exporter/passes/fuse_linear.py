@@ -21,7 +21,11 @@ def stored_weight(value: ir.Value | None) -> ir.Value | None:
     """The initializer behind a Cast, if `value` is a stored dense weight."""
     cast = producer(value, "Cast")
     source = cast.inputs[0] if cast is not None else value
-    return source if source is not None and source.is_initializer() and source.shape is not None and len(source.shape) > 1 else None
+    return (
+        source
+        if source is not None and source.is_initializer() and source.shape is not None and len(source.shape) > 1
+        else None
+    )
 
 
 def _is_bias(value: ir.Value | None) -> bool:
@@ -57,4 +61,3 @@ def _emit(graph: ir.Graph, node: ir.Node, x, parts, kind: str, group: int, bias)
         if _is_bias(other):
             replace(graph, add, "Linear", [x, *parts, other], facts, name=name)
             graph.remove(linear, safe=True)
-

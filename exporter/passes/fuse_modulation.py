@@ -49,7 +49,9 @@ def fuse_modulation(model: ir.Model) -> None:
         shift = next(i for i in total.inputs if i is not product.outputs[0])
         if scale is None or not is_row(scale) or not is_row(shift):
             continue
-        replace(graph, total, "ModulatedNorm", [norm.inputs[0], scale, shift], {"epsilon": attribute(norm, "epsilon", 1e-5)})
+        replace(
+            graph, total, "ModulatedNorm", [norm.inputs[0], scale, shift], {"epsilon": attribute(norm, "epsilon", 1e-5)}
+        )
         graph.remove(product, safe=True)
         graph.remove(norm, safe=True)
     for add in [n for n in graph if n.op_type == "Add" and n.domain == ""]:

@@ -30,8 +30,11 @@ def attribute(node: ir.Node, name: str, default=None):
 
 def is_stored(value: ir.Value | None) -> bool:
     """Whether `value` is a tensor of the bundle: an initializer whose data is elsewhere."""
-    return value is not None and value.is_initializer() and (
-        value.const_value is None or isinstance(value.const_value, ir.ExternalTensor))
+    return (
+        value is not None
+        and value.is_initializer()
+        and (value.const_value is None or isinstance(value.const_value, ir.ExternalTensor))
+    )
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -52,8 +55,14 @@ def is_scalar(value: ir.Value | None, number: float) -> bool:
     return data is not None and data.size == 1 and float(data.reshape(())) == number
 
 
-def replace(graph: ir.Graph, old: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict | None = None,
-            name: str | None = None) -> ir.Node:
+def replace(
+    graph: ir.Graph,
+    old: ir.Node,
+    op_type: str,
+    inputs: list[ir.Value | None],
+    attributes: dict | None = None,
+    name: str | None = None,
+) -> ir.Node:
     """Put a fused node where `old` stands; its single output takes the place of `old`'s."""
     new = ir.node(op_type, inputs, attributes or {}, domain=FUSED, name=name or old.name)
     result, target = old.outputs[0], new.outputs[0]

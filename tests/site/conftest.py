@@ -79,9 +79,7 @@ def open_page(browser: Browser, page_url: str) -> Iterator[Opened]:
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
         own = ("blob:", page_url)
-        page.on(
-            "request", lambda request: None if request.url.startswith(own) else faults.append(request.url)
-        )
+        page.on("request", lambda request: None if request.url.startswith(own) else faults.append(request.url))
         page.goto(page_url + query)
         if options.get("java_script_enabled", True):
             page.wait_for_selector("body[data-state=ready], body[data-state=unsupported]")

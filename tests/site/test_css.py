@@ -22,9 +22,7 @@ PAIRS = [
 def themes() -> dict[str, dict[str, str]]:
     """Colour tokens of both themes; dark takes from light what it leaves out."""
     text = (SOURCE / "css" / "tokens.css").read_text("utf-8")
-    light, dark = (
-        dict(re.findall(r"--([\w-]+):\s*(#[0-9a-f]{6});", part)) for part in text.split("@media", 1)
-    )
+    light, dark = (dict(re.findall(r"--([\w-]+):\s*(#[0-9a-f]{6});", part)) for part in text.split("@media", 1))
     return {"light": light, "dark": {**light, **dark}}
 
 

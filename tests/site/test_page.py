@@ -78,9 +78,7 @@ def test_the_model_is_loaded_once_and_again_only_after_a_change(open_page):
     draw(page)
     drawn(page, 3)
     loads = page.evaluate("fake.calls.filter(([name]) => name === 'load').map(([, path]) => path)")
-    assert loads == [
-        f"/some/where/models/pocket-{variant}/manifest.json" for variant in ("ternary", "binary")
-    ]
+    assert loads == [f"/some/where/models/pocket-{variant}/manifest.json" for variant in ("ternary", "binary")]
 
 
 def test_the_keyboard_alone_generates_cancels_and_saves(open_page):
@@ -294,9 +292,7 @@ def test_latents_are_kept_only_when_asked_for(open_page):
         page = open_page(query=query)
         draw(page)
         drawn(page)
-        facts = page.evaluate(
-            "(({pixels, latents, ...facts}) => facts)(document.getElementById('result').bitbrush)"
-        )
+        facts = page.evaluate("(({pixels, latents, ...facts}) => facts)(document.getElementById('result').bitbrush)")
         assert facts["adapter"] == "test stripes" and facts["seconds"] > 0
         assert set(facts["timings"]) == {"compile", "download", "encode", "denoise", "decode"}
         assert page.evaluate("Boolean(document.getElementById('result').bitbrush.latents)") == kept

@@ -76,17 +76,13 @@ def test_the_index_gives_the_bytes_that_a_first_picture_fetches(site):
 
 def test_every_kernel_of_the_plans_is_there_in_all_variants(site):
     index = json.loads((site / "kernels" / "index.json").read_text("utf-8"))
-    found = [
-        (entry["kernel"], json.dumps(entry["options"], sort_keys=True), entry["variant"]) for entry in index
-    ]
+    found = [(entry["kernel"], json.dumps(entry["options"], sort_keys=True), entry["variant"]) for entry in index]
     assert len(set(found)) == len(found)
     wanted = set()
     for path in site.glob("models/*/*.plan.json"):
         for dispatch in json.loads(path.read_text("utf-8"))["dispatches"]:
             for rendered in render_all(dispatch["kernel"], dispatch["options"]):
-                wanted.add(
-                    (rendered.kernel, json.dumps(rendered.options, sort_keys=True), rendered.variant.name)
-                )
+                wanted.add((rendered.kernel, json.dumps(rendered.options, sort_keys=True), rendered.variant.name))
                 assert (site / "kernels" / rendered.file).read_text("utf-8") == rendered.wgsl
     assert set(found) == wanted
     assert {path.name for path in (site / "kernels").glob("*.wgsl")} == {entry["file"] for entry in index}
@@ -127,12 +123,8 @@ def test_the_policy_allows_own_files_only(site):
 
 
 def test_the_policy_names_the_host_of_the_weights():
-    assert "connect-src 'self' https://example.org:8443;" in content_security_policy(
-        "https://example.org:8443/a/b/"
-    )
-    assert "connect-src 'self' https://huggingface.co https://*.hf.co;" in content_security_policy(
-        WEIGHTS_URL
-    )
+    assert "connect-src 'self' https://example.org:8443;" in content_security_policy("https://example.org:8443/a/b/")
+    assert "connect-src 'self' https://huggingface.co https://*.hf.co;" in content_security_policy(WEIGHTS_URL)
 
 
 def test_the_page_weighs_little(site):
@@ -163,9 +155,7 @@ def test_weights_elsewhere_and_the_readme_of_a_space(bundle, tmp_path):
     _, settings, _ = (site / "README.md").read_text("utf-8").split("---\n")
     values = dict(line.split(": ", 1) for line in settings.splitlines())
     assert json.loads(values["title"]) == "pictures" and json.loads(values["sdk"]) == "static"
-    assert json.loads(values["app_file"]) == "index.html" and json.loads(values["models"]) == [
-        "someone/weights"
-    ]
+    assert json.loads(values["app_file"]) == "index.html" and json.loads(values["models"]) == ["someone/weights"]
     assert len(json.loads(values["short_description"])) <= 60
 
 
@@ -175,9 +165,7 @@ def test_two_bundles_share_their_shards(bundle, tmp_path):
     (twin / "manifest.json").write_text(json.dumps({**manifest, "name": "twin"}), encoding="utf-8")
     entries = build_site([bundle, twin], tmp_path / "site")
     assert [entry["name"] for entry in entries] == [manifest["name"], "twin"]
-    assert len(list((tmp_path / "site" / "shards").iterdir())) == len(
-        {shard["sha256"] for shard in manifest["shards"]}
-    )
+    assert len(list((tmp_path / "site" / "shards").iterdir())) == len({shard["sha256"] for shard in manifest["shards"]})
     with pytest.raises(BadBundle, match="found a second one"):
         build_site([bundle, bundle], tmp_path / "double")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site", "twin"]

@@ -18,15 +18,30 @@ from exporter.lower.operators.pointwise import binary, gate_residual, swiglu, un
 
 OPERATORS: dict[tuple[str, str], Callable[[Lowering, ir.Node], None]] = {
     **{("", name): reshape for name in ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity")},
-    ("", "Transpose"): transpose, ("", "Slice"): slice_, ("", "Split"): split, ("", "Concat"): concat,
+    ("", "Transpose"): transpose,
+    ("", "Slice"): slice_,
+    ("", "Split"): split,
+    ("", "Concat"): concat,
     ("", "Expand"): expand,
-    **{("", name): unary(name.lower()) for name in ("Sigmoid", "Neg", "Exp", "Sqrt", "Reciprocal", "Tanh", "Sin", "Cos")},
+    **{
+        ("", name): unary(name.lower())
+        for name in ("Sigmoid", "Neg", "Exp", "Sqrt", "Reciprocal", "Tanh", "Sin", "Cos")
+    },
     **{("", name): binary(name.lower()) for name in ("Add", "Sub", "Mul", "Div")},
-    ("", "LayerNormalization"): layer_norm, ("", "RMSNormalization"): rms_norm, ("", "Attention"): attention,
-    ("", "Gather"): embedding, ("", "Conv"): conv, ("", "GroupNormalization"): group_norm, ("", "Resize"): resize,
-    ("bitbrush.fused", "Linear"): linear, ("bitbrush.fused", "Silu"): unary("silu"), ("bitbrush.fused", "SwiGLU"): swiglu,
-    ("bitbrush.fused", "GateResidual"): gate_residual, ("bitbrush.fused", "ModulatedNorm"): layer_norm,
-    ("bitbrush.fused", "NormRotary"): norm_rotary, ("bitbrush.fused", "GroupNormSilu"): group_norm,
+    ("", "LayerNormalization"): layer_norm,
+    ("", "RMSNormalization"): rms_norm,
+    ("", "Attention"): attention,
+    ("", "Gather"): embedding,
+    ("", "Conv"): conv,
+    ("", "GroupNormalization"): group_norm,
+    ("", "Resize"): resize,
+    ("bitbrush.fused", "Linear"): linear,
+    ("bitbrush.fused", "Silu"): unary("silu"),
+    ("bitbrush.fused", "SwiGLU"): swiglu,
+    ("bitbrush.fused", "GateResidual"): gate_residual,
+    ("bitbrush.fused", "ModulatedNorm"): layer_norm,
+    ("bitbrush.fused", "NormRotary"): norm_rotary,
+    ("bitbrush.fused", "GroupNormSilu"): group_norm,
     ("bitbrush.fused", "LatentsUnpack"): latents_unpack,
     **{("bitbrush", f"Embedding{kind}G{group}"): embedding for kind in ("Int4", "Int8") for group in (32, 64)},
 }

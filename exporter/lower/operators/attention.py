@@ -34,10 +34,21 @@ def layer_norm(low: Lowering, node: ir.Node) -> None:
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             affine, bindings["bias"] = "weight_bias", node.inputs[2].name
     y, y_stride = row_result(low, target, columns)
-    low.dispatch("layer_norm", {**bindings, "y": y}, options={"affine": affine, "modulate": modulated},
-                 constants={"COLUMNS": columns, "EPS": attribute(node, "epsilon", 1e-5)}, source=node.name or target.name,
-                 uniforms={"rows": x.shape[0], "x_offset": x.offset, "x_stride": x_stride, **uniforms,
-                           "y_offset": y.offset, "y_stride": y_stride})
+    low.dispatch(
+        "layer_norm",
+        {**bindings, "y": y},
+        options={"affine": affine, "modulate": modulated},
+        constants={"COLUMNS": columns, "EPS": attribute(node, "epsilon", 1e-5)},
+        source=node.name or target.name,
+        uniforms={
+            "rows": x.shape[0],
+            "x_offset": x.offset,
+            "x_stride": x_stride,
+            **uniforms,
+            "y_offset": y.offset,
+            "y_stride": y_stride,
+        },
+    )
 
 
 def rms_norm(low: Lowering, node: ir.Node) -> None:
@@ -45,10 +56,19 @@ def rms_norm(low: Lowering, node: ir.Node) -> None:
     columns = shape_of(target)[-1]
     x, x_stride = low.rows(low.view(node.inputs[0]), columns, node.inputs[0].name)
     y, y_stride = row_result(low, target, columns)
-    low.dispatch("rms_norm", {"x": x, "weight": node.inputs[1].name, "y": y}, source=node.name or target.name,
-                 constants={"COLUMNS": columns, "EPS": attribute(node, "epsilon", 1e-5)},
-                 uniforms={"rows": x.shape[0], "x_offset": x.offset, "x_stride": x_stride,
-                           "y_offset": y.offset, "y_stride": y_stride})
+    low.dispatch(
+        "rms_norm",
+        {"x": x, "weight": node.inputs[1].name, "y": y},
+        source=node.name or target.name,
+        constants={"COLUMNS": columns, "EPS": attribute(node, "epsilon", 1e-5)},
+        uniforms={
+            "rows": x.shape[0],
+            "x_offset": x.offset,
+            "x_stride": x_stride,
+            "y_offset": y.offset,
+            "y_stride": y_stride,
+        },
+    )
 
 
 def norm_rotary(low: Lowering, node: ir.Node) -> None:
@@ -63,13 +83,23 @@ def norm_rotary(low: Lowering, node: ir.Node) -> None:
     tables = [low.view(v) for v in (cos, sin)]
     if not all(t.is_contiguous() for t in tables) or tables[0].offset != tables[1].offset:
         raise refuse(node, "rotary tables without gaps expected")
-    low.dispatch("rms_norm_rotary", {"x": x, "weight": weight.name, "cos": tables[0], "sin": tables[1], "y": split},
-                 options={"layout": "interleaved" if attribute(node, "interleaved", 0) else "half"},
-                 constants={"HEADS": sympy.Integer(heads), "HEAD_SIZE": sympy.Integer(size), "EPS": attribute(node, "epsilon")},
-                 uniforms={"tokens": x.shape[0], "x_offset": x.offset, "x_stride": x_stride, "x_head_stride": x_head,
-                           "table_row": sympy.cancel(tables[0].offset / sympy.Rational(size, 2)), "y_offset": split.offset,
-                           "y_stride": split.strides[0], "y_head_stride": split.strides[1]},
-                 source=node.name or target.name)
+    low.dispatch(
+        "rms_norm_rotary",
+        {"x": x, "weight": weight.name, "cos": tables[0], "sin": tables[1], "y": split},
+        options={"layout": "interleaved" if attribute(node, "interleaved", 0) else "half"},
+        constants={"HEADS": sympy.Integer(heads), "HEAD_SIZE": sympy.Integer(size), "EPS": attribute(node, "epsilon")},
+        uniforms={
+            "tokens": x.shape[0],
+            "x_offset": x.offset,
+            "x_stride": x_stride,
+            "x_head_stride": x_head,
+            "table_row": sympy.cancel(tables[0].offset / sympy.Rational(size, 2)),
+            "y_offset": split.offset,
+            "y_stride": split.strides[0],
+            "y_head_stride": split.strides[1],
+        },
+        source=node.name or target.name,
+    )
 
 
 def attention(low: Lowering, node: ir.Node) -> None:
@@ -83,7 +113,11 @@ def attention(low: Lowering, node: ir.Node) -> None:
     target = node.outputs[0]
     size = int(shape_of(node.inputs[0])[-1]) // heads
     bindings, uniforms = {}, {}
-    for name, value, count in (("q", node.inputs[0], heads), ("k", node.inputs[1], kv_heads), ("v", node.inputs[2], kv_heads)):
+    for name, value, count in (
+        ("q", node.inputs[0], heads),
+        ("k", node.inputs[1], kv_heads),
+        ("v", node.inputs[2], kv_heads),
+    ):
         view, stride, head_stride = low.heads(low.view(value), count, size, value.name)
         bindings[name] = view
         uniforms |= {f"{name}_offset": view.offset, f"{name}_stride": stride, f"{name}_head_stride": head_stride}
@@ -98,9 +132,22 @@ def attention(low: Lowering, node: ir.Node) -> None:
     if split is None:
         raise refuse(node, "a result in rows of heads expected")
     scale = attribute(node, "scale")
-    low.dispatch("attention", {**bindings, "y": split}, options={"mask": "causal" if causal else "none"},
-                 constants={"HEADS": sympy.Integer(heads), "KV_HEADS": sympy.Integer(kv_heads), "HEAD_SIZE": sympy.Integer(size),
-                            "SCALE": float(scale if scale is not None else size**-0.5)},
-                 uniforms={**tokens, **uniforms, "y_offset": split.offset, "y_stride": split.strides[0],
-                           "y_head_stride": split.strides[1]},
-                 source=node.name or target.name)
+    low.dispatch(
+        "attention",
+        {**bindings, "y": split},
+        options={"mask": "causal" if causal else "none"},
+        constants={
+            "HEADS": sympy.Integer(heads),
+            "KV_HEADS": sympy.Integer(kv_heads),
+            "HEAD_SIZE": sympy.Integer(size),
+            "SCALE": float(scale if scale is not None else size**-0.5),
+        },
+        uniforms={
+            **tokens,
+            **uniforms,
+            "y_offset": split.offset,
+            "y_stride": split.strides[0],
+            "y_head_stride": split.strides[1],
+        },
+        source=node.name or target.name,
+    )

@@ -20,7 +20,9 @@ GROUP_NORM_CHUNKS = 64
 def _stored_conv(node: ir.Node) -> tuple[ir.Value, tuple[int, ...]]:
     """The initializer [out, height, width, in] of a convolution and the ONNX shape of its weight."""
     order = producer(node.inputs[1], "Transpose")
-    weight = stored_weight(order.inputs[0]) if order is not None and list(attribute(order, "perm")) == [0, 3, 1, 2] else None
+    weight = (
+        stored_weight(order.inputs[0]) if order is not None and list(attribute(order, "perm")) == [0, 3, 1, 2] else None
+    )
     if weight is None:
         raise refuse(node, "a stored weight expected")
     out, height, width, channels = (int(s) for s in weight.shape)
@@ -43,15 +45,33 @@ def conv(low: Lowering, node: ir.Node) -> None:
         pixels = product(x.shape[2:])
         rows = View(x.operand, (pixels, x.shape[1]), (sympy.Integer(channels), sympy.Integer(1)), x.offset)
         out_rows = View(y.operand, (pixels, y.shape[1]), (sympy.Integer(out), sympy.Integer(1)), y.offset)
-        emit_linear(low, source, rows, rows.strides[0], out_rows, out_rows.strides[0], sympy.Integer(channels),
-                    sympy.Integer(out), (kind, {"weight": weight.name}), 0, bias)
+        emit_linear(
+            low,
+            source,
+            rows,
+            rows.strides[0],
+            out_rows,
+            out_rows.strides[0],
+            sympy.Integer(channels),
+            sympy.Integer(out),
+            (kind, {"weight": weight.name}),
+            0,
+            bias,
+        )
         return
     bindings = {"x": x, "weight": weight.name} | ({"bias": bias.name} if bias is not None else {})
-    low.dispatch("conv2d", {**bindings, "y": y}, source=source,
-                 options={"weights": kind, "bias": bias is not None, "aligned": aligned(sympy.Integer(channels), x.offset)},
-                 constants={"IN_CHANNELS": sympy.Integer(channels), "OUT_CHANNELS": sympy.Integer(out),
-                            "KERNEL_SIZE": sympy.Integer(height)},
-                 uniforms={"height": x.shape[2], "width": x.shape[3], "x_offset": x.offset, "y_offset": y.offset})
+    low.dispatch(
+        "conv2d",
+        {**bindings, "y": y},
+        source=source,
+        options={"weights": kind, "bias": bias is not None, "aligned": aligned(sympy.Integer(channels), x.offset)},
+        constants={
+            "IN_CHANNELS": sympy.Integer(channels),
+            "OUT_CHANNELS": sympy.Integer(out),
+            "KERNEL_SIZE": sympy.Integer(height),
+        },
+        uniforms={"height": x.shape[2], "width": x.shape[3], "x_offset": x.offset, "y_offset": y.offset},
+    )
 
 
 def group_norm(low: Lowering, node: ir.Node) -> None:
@@ -62,13 +82,22 @@ def group_norm(low: Lowering, node: ir.Node) -> None:
     name = node.name or target.name
     stats = low.allocate(f"{target.name}/stats", (sympy.Integer(groups * GROUP_NORM_CHUNKS * 2),))
     shared = {"CHANNELS": channels, "GROUPS": sympy.Integer(groups), "CHUNKS": sympy.Integer(GROUP_NORM_CHUNKS)}
-    low.dispatch("group_norm_stats", {"x": x, "stats": stats}, constants=shared, source=name,
-                 uniforms={"pixels": pixels, "x_offset": x.offset})
+    low.dispatch(
+        "group_norm_stats",
+        {"x": x, "stats": stats},
+        constants=shared,
+        source=name,
+        uniforms={"pixels": pixels, "x_offset": x.offset},
+    )
     y = low.result(target, (0, 2, 3, 1))
-    low.dispatch("group_norm", {"x": x, "stats": stats, "weight": node.inputs[1].name, "bias": node.inputs[2].name, "y": y},
-                 options={"silu": node.op_type == "GroupNormSilu"}, source=name,
-                 constants={**shared, "EPS": attribute(node, "epsilon", 1e-5)},
-                 uniforms={"pixels": pixels, "x_offset": x.offset, "y_offset": y.offset})
+    low.dispatch(
+        "group_norm",
+        {"x": x, "stats": stats, "weight": node.inputs[1].name, "bias": node.inputs[2].name, "y": y},
+        options={"silu": node.op_type == "GroupNormSilu"},
+        source=name,
+        constants={**shared, "EPS": attribute(node, "epsilon", 1e-5)},
+        uniforms={"pixels": pixels, "x_offset": x.offset, "y_offset": y.offset},
+    )
 
 
 def resize(low: Lowering, node: ir.Node) -> None:
@@ -77,8 +106,13 @@ def resize(low: Lowering, node: ir.Node) -> None:
         raise refuse(node, "nearest-neighbour doubling of height and width expected")
     x = low.image(low.view(node.inputs[0]), node.inputs[0].name)
     y = low.result(node.outputs[0], (0, 2, 3, 1))
-    low.dispatch("upsample_nearest", {"x": x, "y": y}, constants={"CHANNELS": x.shape[1]}, source=node.outputs[0].name,
-                 uniforms={"height": x.shape[2], "width": x.shape[3], "x_offset": x.offset, "y_offset": y.offset})
+    low.dispatch(
+        "upsample_nearest",
+        {"x": x, "y": y},
+        constants={"CHANNELS": x.shape[1]},
+        source=node.outputs[0].name,
+        uniforms={"height": x.shape[2], "width": x.shape[3], "x_offset": x.offset, "y_offset": y.offset},
+    )
 
 
 def latents_unpack(low: Lowering, node: ir.Node) -> None:
@@ -87,6 +121,10 @@ def latents_unpack(low: Lowering, node: ir.Node) -> None:
     if not x.is_contiguous():
         x = low.materialize(x, f"{latents.name}/copy")
     y = low.result(node.outputs[0], (0, 2, 3, 1))
-    low.dispatch("latents_unpack", {"x": x, "deviation": std.name, "mean": mean.name, "y": y}, source=node.name,
-                 constants={"CHANNELS": y.shape[1]},
-                 uniforms={"rows": x.shape[1], "columns": x.shape[2], "x_offset": x.offset, "y_offset": y.offset})
+    low.dispatch(
+        "latents_unpack",
+        {"x": x, "deviation": std.name, "mean": mean.name, "y": y},
+        source=node.name,
+        constants={"CHANNELS": y.shape[1]},
+        uniforms={"rows": x.shape[1], "columns": x.shape[2], "x_offset": x.offset, "y_offset": y.offset},
+    )

@@ -36,10 +36,20 @@ def emit_linear(low: Lowering, source: str, x, x_stride, y, y_stride, k, n, weig
     if bias is not None:
         bindings["bias"] = bias.name
     options = {"weights": kind, "bias": bias is not None, "aligned": aligned(k, x.offset, x_stride)}
-    low.dispatch("linear", {**bindings, "y": y}, options=options, source=source,
-                 constants={"N": n, "K": k, "GROUP": group or 128},
-                 uniforms={"rows": x.shape[0], "x_offset": x.offset, "x_stride": x_stride,
-                           "y_offset": y.offset, "y_stride": y_stride})
+    low.dispatch(
+        "linear",
+        {**bindings, "y": y},
+        options=options,
+        source=source,
+        constants={"N": n, "K": k, "GROUP": group or 128},
+        uniforms={
+            "rows": x.shape[0],
+            "x_offset": x.offset,
+            "x_stride": x_stride,
+            "y_offset": y.offset,
+            "y_stride": y_stride,
+        },
+    )
 
 
 def embedding(low: Lowering, node: ir.Node) -> None:
@@ -55,6 +65,11 @@ def embedding(low: Lowering, node: ir.Node) -> None:
         group, ids = int(group), node.inputs[3]
     columns = shape_of(target)[-1]
     y, y_stride = row_result(low, target, columns)
-    low.dispatch("embedding", {"ids": low.view(ids), **tensors, "y": y}, options={"weights": kind}, source=target.name,
-                 constants={"COLUMNS": columns, "GROUP": group},
-                 uniforms={"rows": y.shape[0], "y_offset": y.offset, "y_stride": y_stride})
+    low.dispatch(
+        "embedding",
+        {"ids": low.view(ids), **tensors, "y": y},
+        options={"weights": kind},
+        source=target.name,
+        constants={"COLUMNS": columns, "GROUP": group},
+        uniforms={"rows": y.shape[0], "y_offset": y.offset, "y_stride": y_stride},
+    )

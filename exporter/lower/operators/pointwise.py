@@ -42,9 +42,21 @@ def swiglu(low: Lowering, node: ir.Node) -> None:
     columns = shape_of(target)[-1]
     (gate, gate_stride), (up, up_stride) = (low.rows(low.view(i), columns, i.name) for i in node.inputs)
     y, y_stride = row_result(low, target, columns)
-    low.dispatch("swiglu", {"gate": gate, "up": up, "y": y}, constants={"COLUMNS": columns}, source=target.name,
-                 uniforms={"rows": gate.shape[0], "gate_offset": gate.offset, "gate_stride": gate_stride,
-                           "up_offset": up.offset, "up_stride": up_stride, "y_offset": y.offset, "y_stride": y_stride})
+    low.dispatch(
+        "swiglu",
+        {"gate": gate, "up": up, "y": y},
+        constants={"COLUMNS": columns},
+        source=target.name,
+        uniforms={
+            "rows": gate.shape[0],
+            "gate_offset": gate.offset,
+            "gate_stride": gate_stride,
+            "up_offset": up.offset,
+            "up_stride": up_stride,
+            "y_offset": y.offset,
+            "y_stride": y_stride,
+        },
+    )
 
 
 def gate_residual(low: Lowering, node: ir.Node) -> None:
@@ -55,8 +67,19 @@ def gate_residual(low: Lowering, node: ir.Node) -> None:
     gate, _ = low.rows(low.view(gate_value), columns, gate_value.name)
     x, x_stride = low.rows(low.view(x_value), columns, x_value.name)
     y, y_stride = row_result(low, target, columns)
-    low.dispatch("gate_residual", {"residual": residual, "gate": gate, "x": x, "y": y},
-                 constants={"COLUMNS": columns}, source=target.name,
-                 uniforms={"rows": x.shape[0], "residual_offset": residual.offset, "residual_stride": residual_stride,
-                           "gate_offset": gate.offset, "x_offset": x.offset, "x_stride": x_stride,
-                           "y_offset": y.offset, "y_stride": y_stride})
+    low.dispatch(
+        "gate_residual",
+        {"residual": residual, "gate": gate, "x": x, "y": y},
+        constants={"COLUMNS": columns},
+        source=target.name,
+        uniforms={
+            "rows": x.shape[0],
+            "residual_offset": residual.offset,
+            "residual_stride": residual_stride,
+            "gate_offset": gate.offset,
+            "x_offset": x.offset,
+            "x_stride": x_stride,
+            "y_offset": y.offset,
+            "y_stride": y_stride,
+        },
+    )
