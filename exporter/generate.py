@@ -1,4 +1,4 @@
-"""A picture from the command line: opens the built page in headless Chrome, fills in its form, presses
+"""Pictures from the command line: opens the built page in headless Chrome, fills in its form, presses
 Generate and takes what Save writes. It is the visitor's own way through the page, with no other.
 """
 
@@ -8,7 +8,8 @@ import base64
 import hashlib
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,7 @@ def _wait(page: Page, states: tuple[str, ...], report: Callable[[str], None]) ->
 
 def _fill(page: Page, model: str, request: Request) -> None:
     page.select_option("#model", model)
+    page.check("#lock")  # else the page would not use a seed twice
     page.fill("#prompt", request.prompt)
     for name in ("width", "height", "steps", "seed"):
         page.fill(f"#{name}", str(getattr(request, name)))
@@ -193,13 +195,32 @@ def generate(
         BadBundle: the page found its model damaged.
         BitbrushError: anything else that the page reported, or a browser that broke down.
     """
+    with _opened(site, "?latents=1" if latents else "", adapter) as page:
+        png, facts = _draw(page, model["id"], request, _reporter())
+        values = _read_latents(page, request.steps, model["channels"]) if latents else None
+    return Picture(png, facts, values)
+
+
+def generate_many(
+    site: Path, model: dict[str, Any], requests: list[Request], *, adapter: str = "auto"
+) -> Iterator[Picture]:
+    """Draw pictures one after the other on one page, which loads the model once.
+
+    Arguments and errors are those of `generate`; the pictures have no latents.
+    """
+    with _opened(site, "", adapter) as page:
+        for request in requests:
+            yield Picture(*_draw(page, model["id"], request, lambda line: None), None)
+
+
+@contextmanager
+def _opened(site: Path, query: str, adapter: str) -> Iterator[Page]:
+    """The page of a built site in a browser; what breaks there while it is used becomes one line."""
     with serving(site) as url, launch(adapter) as browser:
         page = browser.new_page(accept_downloads=True)
         try:
-            page.goto(url + ("?latents=1" if latents else ""))
-            png, facts = _draw(page, model["id"], request, _reporter())
-            values = _read_latents(page, request.steps, model["channels"]) if latents else None
+            page.goto(url + query)
+            yield page
         except PlaywrightError as error:
             reason = str(error).strip().splitlines()[0]
             raise BitbrushError(f"browser: expected the page to finish, found: {reason}") from error
-    return Picture(png, facts, values)

@@ -10,7 +10,7 @@ import sympy
 
 from exporter.errors import BadBundle
 from exporter.lower.sizes import Size, divisible, product, shape_of, to_json
-from exporter.lower.views import Operand, View
+from exporter.lower.views import Heads, Operand, Rows, View
 from exporter.passes.match import constant, is_stored
 
 MAX_RANK = {"unary": 6, "binary": 4}
@@ -77,21 +77,21 @@ class Lowering:
         self.unary("identity", view, target, name)
         return target
 
-    def rows(self, view: View, columns: Size, name: str) -> tuple[View, Size]:
+    def rows(self, view: View, columns: Size, name: str) -> Rows:
         """`view` as [rows, columns] with unit stride along columns; copies where it must."""
         count = sympy.cancel(product(view.shape) / columns)
         flat = view.reshape((sympy.expand(count), columns))
         if flat is None or (columns != 1 and flat.strides[1] != 1):
             flat = self.materialize(view, f"{name}/rows").reshape((sympy.expand(count), columns))
-        return flat, flat.strides[0] if flat.shape[0] != 1 else columns
+        return Rows(flat, flat.strides[0] if flat.shape[0] != 1 else columns)
 
-    def heads(self, view: View, heads: int, size: int, name: str) -> tuple[View, Size, Size]:
-        """`view` as [tokens, heads, size]: (view, token stride, head stride); copies where it must."""
+    def heads(self, view: View, heads: int, size: int, name: str) -> Heads:
+        """`view` as [tokens, heads, size] with unit stride along a head; copies where it must."""
         tokens = sympy.cancel(product(view.shape) / (heads * size))
         split = view.reshape((sympy.expand(tokens), sympy.Integer(heads), sympy.Integer(size)))
         if split is None or split.strides[2] != 1:
             split = self.materialize(view, f"{name}/heads").reshape((tokens, sympy.Integer(heads), sympy.Integer(size)))
-        return split, split.strides[0], split.strides[1]
+        return Heads(split, split.strides[0], split.strides[1])
 
     def image(self, view: View, name: str) -> View:
         """`view` [1, C, H, W] laid out height, width, channels without gaps; copies where it must."""

@@ -7,6 +7,7 @@ A view is a buffer, an element offset, and a size and stride for each axis, all 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import sympy
 
@@ -80,6 +81,29 @@ class View:
         for size, stride, target in zip(self.shape, self.strides, shape[lead:], strict=True):
             strides.append(stride if size == target else sympy.Integer(0))
         return View(self.operand, shape, tuple(strides), self.offset)
+
+
+class Rows(NamedTuple):
+    """A view [rows, columns] whose columns lie together."""
+
+    view: View
+    stride: Size
+
+    def uniforms(self, name: str) -> dict[str, Size]:
+        """Where a kernel finds the rows of its operand `name`."""
+        return {f"{name}_offset": self.view.offset, f"{name}_stride": self.stride}
+
+
+class Heads(NamedTuple):
+    """A view [tokens, heads, head_size] whose heads lie together."""
+
+    view: View
+    stride: Size
+    head_stride: Size
+
+    def uniforms(self, name: str) -> dict[str, Size]:
+        """Where a kernel finds the heads of its operand `name`."""
+        return {**Rows(self.view, self.stride).uniforms(name), f"{name}_head_stride": self.head_stride}
 
 
 def contiguous_strides(shape: tuple[Size, ...]) -> tuple[Size, ...]:

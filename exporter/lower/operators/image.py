@@ -10,7 +10,7 @@ from exporter.lower.lowering import Lowering, aligned
 from exporter.lower.operators.common import refuse
 from exporter.lower.operators.matmul import emit_linear
 from exporter.lower.sizes import product
-from exporter.lower.views import View
+from exporter.lower.views import Rows, View
 from exporter.passes.fuse_linear import stored_weight
 from exporter.passes.match import attribute, constant, producer
 
@@ -29,6 +29,12 @@ def _stored_conv(node: ir.Node) -> tuple[ir.Value, tuple[int, ...]]:
     return weight, (out, channels, height, width)
 
 
+def _pixel_rows(image: View) -> Rows:
+    """An image [1, C, H, W] without gaps as rows [pixels, C]."""
+    channels = image.shape[1]
+    return Rows(View.contiguous(image.operand, (product(image.shape[2:]), channels), image.offset), channels)
+
+
 def conv(low: Lowering, node: ir.Node) -> None:
     weight, (out, channels, height, width) = _stored_conv(node)
     pads = list(attribute(node, "pads", [0, 0, 0, 0]))
@@ -42,22 +48,13 @@ def conv(low: Lowering, node: ir.Node) -> None:
     kind = "f16" if weight.dtype == ir.DataType.FLOAT16 else "f32"
     source = weight.name.removesuffix(".weight")
     if height == 1:
-        pixels = product(x.shape[2:])
-        rows = View(x.operand, (pixels, x.shape[1]), (sympy.Integer(channels), sympy.Integer(1)), x.offset)
-        out_rows = View(y.operand, (pixels, y.shape[1]), (sympy.Integer(out), sympy.Integer(1)), y.offset)
-        emit_linear(
-            low,
-            source,
-            rows,
-            rows.strides[0],
-            out_rows,
-            out_rows.strides[0],
-            sympy.Integer(channels),
-            sympy.Integer(out),
-            (kind, {"weight": weight.name}),
-            0,
-            bias,
-        )
+        pixels, emitted = product(x.shape[2:]), []
+        for view, count in ((x, channels), (y, out)):
+            columns = sympy.Integer(count)
+            emitted.append(
+                Rows(View(view.operand, (pixels, columns), (columns, sympy.Integer(1)), view.offset), columns)
+            )
+        emit_linear(low, source, *emitted, (kind, {"weight": weight.name}), 0, bias)
         return
     bindings = {"x": x, "weight": weight.name} | ({"bias": bias.name} if bias is not None else {})
     low.dispatch(

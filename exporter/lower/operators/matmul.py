@@ -7,6 +7,7 @@ import onnx_ir as ir
 from exporter.lower.lowering import Lowering, aligned
 from exporter.lower.operators.common import refuse, row_result
 from exporter.lower.sizes import shape_of
+from exporter.lower.views import Rows
 from exporter.passes.fuse_linear import stored_weight
 from exporter.passes.match import attribute
 
@@ -18,9 +19,9 @@ def linear(low: Lowering, node: ir.Node) -> None:
     bias = node.inputs[1 + count] if len(node.inputs) > 1 + count else None
     target = node.outputs[0]
     k, n = shape_of(node.inputs[0])[-1], shape_of(target)[-1]
-    x, x_stride = low.rows(low.view(node.inputs[0]), k, node.inputs[0].name)
-    y, y_stride = row_result(low, target, n)
-    emit_linear(low, node.name or target.name, x, x_stride, y, y_stride, k, n, stored_matrix(kind, parts), group, bias)
+    x = low.rows(low.view(node.inputs[0]), k, node.inputs[0].name)
+    y = row_result(low, target, n)
+    emit_linear(low, node.name or target.name, x, y, stored_matrix(kind, parts), group, bias)
 
 
 def stored_matrix(kind: str, parts: list[ir.Value]) -> tuple[str, dict[str, str]]:
@@ -30,25 +31,20 @@ def stored_matrix(kind: str, parts: list[ir.Value]) -> tuple[str, dict[str, str]
     return kind, dict(zip(("codes", "scales", "offsets"), (part.name for part in parts), strict=False))
 
 
-def emit_linear(low: Lowering, source: str, x, x_stride, y, y_stride, k, n, weights, group: int, bias) -> None:
+def emit_linear(
+    low: Lowering, source: str, x: Rows, y: Rows, weights: tuple[str, dict[str, str]], group: int, bias: ir.Value | None
+) -> None:
+    """y [rows, N] = x [rows, K] · Wᵀ + bias, for a matrix as `stored_matrix` gives it."""
     kind, tensors = weights
-    bindings = {"x": x, **tensors}
-    if bias is not None:
-        bindings["bias"] = bias.name
-    options = {"weights": kind, "bias": bias is not None, "aligned": aligned(k, x.offset, x_stride)}
+    (rows, k), (_, n) = x.view.shape, y.view.shape
+    bindings = {"x": x.view, **tensors} | ({"bias": bias.name} if bias is not None else {})
     low.dispatch(
         "linear",
-        {**bindings, "y": y},
-        options=options,
+        {**bindings, "y": y.view},
+        options={"weights": kind, "bias": bias is not None, "aligned": aligned(k, x.view.offset, x.stride)},
         source=source,
         constants={"N": n, "K": k, "GROUP": group or 128},
-        uniforms={
-            "rows": x.shape[0],
-            "x_offset": x.offset,
-            "x_stride": x_stride,
-            "y_offset": y.offset,
-            "y_stride": y_stride,
-        },
+        uniforms={"rows": rows, **x.uniforms("x"), **y.uniforms("y")},
     )
 
 
@@ -64,12 +60,12 @@ def embedding(low: Lowering, node: ir.Node) -> None:
         kind, tensors = stored_matrix(kind, list(node.inputs[:3]))
         group, ids = int(group), node.inputs[3]
     columns = shape_of(target)[-1]
-    y, y_stride = row_result(low, target, columns)
+    y = row_result(low, target, columns)
     low.dispatch(
         "embedding",
-        {"ids": low.view(ids), **tensors, "y": y},
+        {"ids": low.view(ids), **tensors, "y": y.view},
         options={"weights": kind},
         source=target.name,
         constants={"COLUMNS": columns, "GROUP": group},
-        uniforms={"rows": y.shape[0], "y_offset": y.offset, "y_stride": y_stride},
+        uniforms={"rows": y.view.shape[0], **y.uniforms("y")},
     )

@@ -40,46 +40,27 @@ def _image_order(x: View) -> tuple[int, ...] | None:
 def swiglu(low: Lowering, node: ir.Node) -> None:
     target = node.outputs[0]
     columns = shape_of(target)[-1]
-    (gate, gate_stride), (up, up_stride) = (low.rows(low.view(i), columns, i.name) for i in node.inputs)
-    y, y_stride = row_result(low, target, columns)
+    gate, up = (low.rows(low.view(i), columns, i.name) for i in node.inputs)
+    y = row_result(low, target, columns)
     low.dispatch(
         "swiglu",
-        {"gate": gate, "up": up, "y": y},
+        {"gate": gate.view, "up": up.view, "y": y.view},
         constants={"COLUMNS": columns},
         source=target.name,
-        uniforms={
-            "rows": gate.shape[0],
-            "gate_offset": gate.offset,
-            "gate_stride": gate_stride,
-            "up_offset": up.offset,
-            "up_stride": up_stride,
-            "y_offset": y.offset,
-            "y_stride": y_stride,
-        },
+        uniforms={"rows": gate.view.shape[0], **gate.uniforms("gate"), **up.uniforms("up"), **y.uniforms("y")},
     )
 
 
 def gate_residual(low: Lowering, node: ir.Node) -> None:
-    residual_value, gate_value, x_value = node.inputs
     target = node.outputs[0]
     columns = shape_of(target)[-1]
-    residual, residual_stride = low.rows(low.view(residual_value), columns, residual_value.name)
-    gate, _ = low.rows(low.view(gate_value), columns, gate_value.name)
-    x, x_stride = low.rows(low.view(x_value), columns, x_value.name)
-    y, y_stride = row_result(low, target, columns)
+    residual, gate, x = (low.rows(low.view(i), columns, i.name) for i in node.inputs)
+    y = row_result(low, target, columns)
+    places = {**residual.uniforms("residual"), "gate_offset": gate.view.offset, **x.uniforms("x"), **y.uniforms("y")}
     low.dispatch(
         "gate_residual",
-        {"residual": residual, "gate": gate, "x": x, "y": y},
+        {"residual": residual.view, "gate": gate.view, "x": x.view, "y": y.view},
         constants={"COLUMNS": columns},
         source=target.name,
-        uniforms={
-            "rows": x.shape[0],
-            "residual_offset": residual.offset,
-            "residual_stride": residual_stride,
-            "gate_offset": gate.offset,
-            "x_offset": x.offset,
-            "x_stride": x_stride,
-            "y_offset": y.offset,
-            "y_stride": y_stride,
-        },
+        uniforms={"rows": x.view.shape[0], **places},
     )

@@ -1,0 +1,163 @@
+"""Many pictures in one browser session: a file of prompts becomes a folder of PNG files.
+
+The file holds JSON lines: `id` (the file's name), `prompt` and, if they differ from the command line's,
+`seed`, `width`, `height`. Pictures that the folder already has are kept, so an interrupted run goes on.
+`summary.json` in the folder holds what the page said about each picture.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from exporter import generate as page
+from exporter.errors import BadArguments
+
+KEYS = {"id": str, "prompt": str, "seed": int, "width": int, "height": int}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # safe as a file name everywhere
+SUMMARY = "summary.json"
+SETTINGS = ("prompt", "seed", "width", "height", "steps", "model", "variant")  # what makes a picture another one
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture: what to draw, and the name of its file without `.png`."""
+
+    id: str
+    request: page.Request
+
+    @property
+    def file(self) -> str:
+        return f"{self.id}.png"
+
+
+def _read_job(line: str, defaults: page.Request, sizes: dict[str, Any]) -> Job:
+    try:
+        given = json.loads(line)
+    except ValueError as error:
+        raise BadArguments(f"expected a JSON object, found {line[:40]!r}") from error
+    if not isinstance(given, dict) or not {"id", "prompt"} <= given.keys() <= KEYS.keys():
+        raise BadArguments(f"expected an object with id, prompt and maybe seed, width, height, found {line[:80]!r}")
+    for key, value in given.items():
+        if type(value) is not KEYS[key]:
+            kind = {str: "text", int: "a whole number"}[KEYS[key]]
+            raise BadArguments(f"{key}: expected {kind}, found {json.dumps(value)[:40]}")
+    name = given.pop("id")
+    if not NAME.fullmatch(name):
+        raise BadArguments(f"id: expected at most 100 letters, digits and any of _ . - inside, found {name!r}")
+    given["prompt"] = given["prompt"].encode("utf-8", "replace").decode("utf-8")  # half a character stays harmless
+    job = Job(name, replace(defaults, **given))
+    page.check_request(job.request, sizes)
+    return job
+
+
+def read_jobs(path: Path, defaults: page.Request, sizes: dict[str, Any]) -> list[Job]:
+    """The pictures that a file of JSON lines asks for; empty lines are skipped.
+
+    Args:
+        path: the file.
+        defaults: seed, size and steps of lines that do not say.
+        sizes: the manifest's `sizes`.
+
+    Raises:
+        BadArguments: no such file, or a line that cannot be drawn; the message has its number.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no UTF-8"
+        raise BadArguments(f"{path}: expected a file of JSON lines, found {reason}") from error
+    jobs: dict[str, Job] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            job = _read_job(line, defaults, sizes)
+            if job.id.lower() in jobs:
+                raise BadArguments(f"id: expected each name once, found {job.id!r} again")
+        except BadArguments as error:
+            raise BadArguments(f"{path}, line {number}: {error}") from error
+        jobs[job.id.lower()] = job  # file systems may not tell A from a
+    if not jobs:
+        raise BadArguments(f"{path}: expected at least one line, found none")
+    return list(jobs.values())
+
+
+def _earlier(folder: Path) -> dict[str, dict[str, Any]]:
+    """What an earlier run wrote about the pictures in a folder, by id."""
+    path = folder / SUMMARY
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text("utf-8"))["pictures"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadArguments(f"{path}: expected the summary of an earlier run, found something else") from error
+
+
+def _check_kept(path: Path, facts: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse to take a picture for another one; a file without facts is taken as it is."""
+    for key in SETTINGS if facts else ():
+        if facts.get(key) != wanted[key]:
+            raise BadArguments(
+                f"{path}: expected a picture with {key} {wanted[key]!r}, found one with {facts.get(key)!r}: "
+                "remove it or choose another folder"
+            )
+
+
+def draw_all(
+    site: Path,
+    model: dict[str, Any],
+    jobs: list[Job],
+    folder: Path,
+    write: Callable[[Path, bytes], None],
+    adapter: str = "auto",
+) -> dict[str, Any]:
+    """Draw the pictures that `folder` lacks, on one page that loads the model once; returns the summary.
+
+    Args:
+        site, model, adapter: as for exporter.generate.generate.
+        jobs: made by `read_jobs`.
+        folder: gets ID.png and summary.json; exists.
+        write: writes a file whole or not at all.
+
+    Raises:
+        BadArguments: the folder holds a picture of another prompt, seed, size or model under one of the names.
+        NoBrowser, BadBundle, BitbrushError: as exporter.generate.generate; the pictures made so far stay.
+    """
+    facts = _earlier(folder)
+    kept = [job for job in jobs if (folder / job.file).exists()]
+    for job in kept:
+        wanted = {name: getattr(job.request, name) for name in SETTINGS[:5]}
+        wanted |= {"model": model["name"], "variant": model["variant"]}
+        _check_kept(folder / job.file, facts.get(job.id, {}), wanted)
+    missing = [job for job in jobs if job not in kept]
+
+    def summary(drawn: int) -> dict[str, Any]:
+        unknown = {job.id: {"file": job.file} for job in kept}
+        return {
+            "model": model["name"],
+            "variant": model["variant"],
+            "drawn": drawn,
+            "kept": len(kept),
+            "missing": len(missing) - drawn,
+            "pictures": unknown | facts,
+        }
+
+    def save(drawn: int) -> None:
+        text = json.dumps(summary(drawn), ensure_ascii=False, indent=1)
+        write(folder / SUMMARY, text.encode())
+
+    if missing:
+        pictures = page.generate_many(site, model, [job.request for job in missing], adapter=adapter)
+        for drawn, (job, picture) in enumerate(zip(missing, pictures, strict=True), 1):
+            facts[job.id] = page.summary(picture, Path(job.file))
+            save(drawn)  # before the file: one that exists has its facts
+            write(folder / job.file, picture.png)
+            print(f"{drawn} of {len(missing)}: {job.file}, {facts[job.id]['seconds']['total']} s", file=sys.stderr)
+    save(len(missing))
+    return summary(len(missing))
