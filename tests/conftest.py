@@ -47,12 +47,8 @@ def local_server() -> Iterator[Callable[[Path], str]]:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory) -> Callable[[str], Path]:
-    """`exported(name)` is the bundle of one of `tests.pipelines.CONFIGURATIONS`, made once."""
+def exported(tmp_path_factory) -> Callable[..., Path]:
+    """`exported(name[, weights])` is the bundle of one of `tests.pipelines.CONFIGURATIONS`, made once."""
     folder = tmp_path_factory.mktemp("pipelines")
-
-    @functools.cache
-    def bundle(name: str) -> Path:
-        return pipelines.export(name, folder)[1]
-
-    return bundle
+    made = functools.cache(lambda name, weights: pipelines.export(name, folder, weights))
+    return lambda name, weights=None: made(name, weights or pipelines.CONFIGURATIONS[name].weights)

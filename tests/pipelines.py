@@ -74,17 +74,18 @@ CONFIGURATIONS = {
 }
 
 
-def export(name: str, folder: Path) -> tuple[Path, Path]:
-    """Make the checkpoint and the bundle of a configuration: (diffusers folder, bundle)."""
+WEIGHTS = ("binary", "ternary", "keep")
+
+
+def export(name: str, folder: Path, weights: str | None = None) -> Path:
+    """Make the checkpoint and the bundle of a configuration, with its own weights or others; the bundle's path."""
     configuration = CONFIGURATIONS[name]
-    checkpoint = make_pipeline(folder / name, **{"layers": configuration.layers, **configuration.shape})
-    bundle = folder / f"{name}-{configuration.weights}"
+    weights = weights or configuration.weights
+    checkpoint = folder / name
+    if not checkpoint.exists():
+        make_pipeline(checkpoint, **{"layers": configuration.layers, **configuration.shape})
+    bundle = folder / f"{name}-{weights}"
     export_bundle(
-        checkpoint,
-        bundle,
-        weights=configuration.weights,
-        encoder_bits=16,
-        layers=configuration.layers,
-        **configuration.export,
+        checkpoint, bundle, weights=weights, encoder_bits=16, layers=configuration.layers, **configuration.export
     )
-    return checkpoint, bundle
+    return bundle

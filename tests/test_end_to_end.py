@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Page
 
 from exporter.website import build_site
-from tests.pipelines import CONFIGURATIONS
+from tests.pipelines import CONFIGURATIONS, WEIGHTS
 from tests.reference import diffusers_picture, psnr, relative_error
 
 DRAW = """async ([manifest, request]) => {
@@ -40,10 +40,10 @@ DRAW = """async ([manifest, request]) => {
 
 
 @pytest.fixture(scope="module")
-def page_for(exported, browser, local_server, tmp_path_factory) -> Callable[[str], tuple[Page, str]]:
-    def open_page(name: str) -> tuple[Page, str]:
+def page_for(browser, local_server, tmp_path_factory) -> Callable[[Path], tuple[Page, str]]:
+    def open_page(bundle: Path) -> tuple[Page, str]:
         site = tmp_path_factory.mktemp("site") / "dist"
-        (entry,) = build_site([exported(name)], site)
+        (entry,) = build_site([bundle], site)
         page = browser.new_page()
         page.goto(local_server(site) + "/index.html")
         return page, f"models/{entry['manifest']}"
@@ -57,10 +57,11 @@ def draw(page: Page, manifest: str, request: dict) -> tuple[np.ndarray, np.ndarr
     return np.frombuffer(features, "<f4"), np.frombuffer(latents, "<f4").reshape(request["steps"], -1), picture
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_the_browsers_picture_equals_diffusers(name, exported, page_for):
+def test_the_browsers_picture_equals_diffusers(name, weights, exported, page_for):
     configuration = CONFIGURATIONS[name]
-    bundle: Path = exported(name)
+    bundle: Path = exported(name, weights)
     width, height = configuration.size
     request = {
         "prompt": configuration.prompt,
@@ -72,7 +73,7 @@ def test_the_browsers_picture_equals_diffusers(name, exported, page_for):
     expected = diffusers_picture(
         bundle, configuration.prompt, configuration.size, configuration.steps, configuration.seed
     )
-    page, manifest = page_for(name)
+    page, manifest = page_for(bundle)
     features, latents, picture = draw(page, manifest, request)
     page.close()
 
