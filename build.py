@@ -15,9 +15,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from exporter.errors import BadArguments, BitbrushError
+
+if TYPE_CHECKING:
+    from exporter.generate import Request
 
 ROOT = Path(__file__).resolve().parent
 DIST = ROOT / "dist"
@@ -59,14 +62,18 @@ def make_parser() -> Parser:
     serve.add_argument("--port", type=_whole, default=3000, help="0 takes a free one (default 3000)")
 
     draw = verbs.add_parser("generate", help="make a picture with the built page in headless Chrome")
-    draw.add_argument("-p", "--prompt", required=True)
+    prompts = draw.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("-p", "--prompt")
+    prompts.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="JSON lines: id, prompt, maybe seed, width, height; -o is a folder"
+    )
     draw.add_argument("--size", type=_size, help="WIDTHxHEIGHT, multiples of 16 (default: the model's own)")
     draw.add_argument("--seed", type=_whole, default=9909)
     draw.add_argument("--steps", type=_whole, help="default: the model's own, 4")
     draw.add_argument("--model", default="pocket", metavar="NAME|BUNDLE")
     draw.add_argument("--variant", help="binary or ternary (default: ternary if the model has it)")
     draw.add_argument("--adapter", choices=("auto", "software", "hardware"), default="auto")
-    draw.add_argument("-o", "--out", type=Path, default=Path("out.png"))
+    draw.add_argument("-o", "--out", type=Path, help="default: out.png")
     draw.add_argument("--latents-out", type=Path, help="write f32 [steps, image_tokens, channels] as .npy")
     draw.add_argument("--json", action="store_true", help="print the facts as JSON")
 
@@ -165,28 +172,62 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> None:
+    if arguments.prompts:
+        return generate_all(arguments)
     from exporter import generate as page
-    from exporter.publish import site_id
 
-    for path in (arguments.out, arguments.latents_out):
+    out = arguments.out or Path("out.png")
+    for path in (out, arguments.latents_out):
         if path and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise BadArguments(f"{path}: expected a file in a folder that exists, found none")
     bundles, manifest = _choose(arguments.model, arguments.variant)
-    width, height = arguments.size or manifest["sizes"]["default"]
-    steps = manifest["schedule"]["steps"] if arguments.steps is None else arguments.steps
     prompt = os.fsencode(arguments.prompt).decode("utf-8", "replace")  # bytes that are no text stay harmless
-    request = page.Request(prompt, width, height, steps, arguments.seed)
+    request = _request(arguments, manifest, prompt)
     page.check_request(request, manifest["sizes"])
-    site, entries = _cached_site(bundles)
-    chosen = next(entry for entry in entries if entry["id"] == site_id(manifest))
+    site, chosen = _site_for(bundles, manifest)
     wants_latents = arguments.latents_out is not None
     picture = page.generate(site, chosen, request, latents=wants_latents, adapter=arguments.adapter)
-    _write(arguments.out, picture.png)
+    _write(out, picture.png)
     if picture.latents is not None:
         _write(arguments.latents_out, page.npy_bytes(picture.latents))
-    facts = page.summary(picture, arguments.out)
+    facts = page.summary(picture, out)
     line = "{file}: {width}x{height}, seed {seed}, {steps} steps, {model} {variant}, {adapter}, {seconds[total]} s"
     print(json.dumps(facts, ensure_ascii=False, indent=1) if arguments.json else line.format(**facts))
+
+
+def generate_all(arguments: argparse.Namespace) -> None:
+    """`generate` with a file of prompts: one browser session, one file a line."""
+    from exporter import batch
+
+    if arguments.latents_out:
+        raise BadArguments("--latents-out: expected it with one prompt, found it with --prompts")
+    if not arguments.out or (arguments.out.exists() and not arguments.out.is_dir()):
+        raise BadArguments(f"-o: expected a folder for the pictures of --prompts, found {arguments.out}")
+    bundles, manifest = _choose(arguments.model, arguments.variant)
+    jobs = batch.read_jobs(arguments.prompts, _request(arguments, manifest, ""), manifest["sizes"])
+    site, chosen = _site_for(bundles, manifest)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    summary = batch.draw_all(site, chosen, jobs, arguments.out, _write, arguments.adapter)
+    line = "{folder}: {drawn} pictures drawn, {kept} kept, {model} {variant}"
+    shown = line.format(folder=arguments.out, **summary)
+    print(json.dumps(summary, ensure_ascii=False, indent=1) if arguments.json else shown)
+
+
+def _request(arguments: argparse.Namespace, manifest: dict[str, Any], prompt: str) -> Request:
+    """What the arguments ask of a model for a prompt."""
+    from exporter.generate import Request
+
+    width, height = arguments.size or manifest["sizes"]["default"]
+    steps = manifest["schedule"]["steps"] if arguments.steps is None else arguments.steps
+    return Request(prompt, width, height, steps, arguments.seed)
+
+
+def _site_for(bundles: list[Path], manifest: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The site of some bundles and its entry for the model of `manifest`."""
+    from exporter.publish import site_id
+
+    site, entries = _cached_site(bundles)
+    return site, next(entry for entry in entries if entry["id"] == site_id(manifest))
 
 
 def export(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,8 @@
 
 The file holds JSON lines: `id` (the file's name), `prompt` and, if they differ from the command line's,
 `seed`, `width`, `height`. Pictures that the folder already has are kept, so an interrupted run goes on.
-`summary.json` in the folder holds what the page said about each picture.
+`summary.json` in the folder holds what the page said about each picture, and a hash of the site (which stands
+for code and weights) that drew it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 
 from exporter import generate as page
 from exporter.errors import BadArguments
+from exporter.website import read_stamp
 
 KEYS = {"id": str, "prompt": str, "seed": int, "width": int, "height": int}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # safe as a file name everywhere
 SUMMARY = "summary.json"
-SETTINGS = ("prompt", "seed", "width", "height", "steps", "model", "variant")  # what makes a picture another one
+ASKED = ("prompt", "seed", "width", "height", "steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +103,10 @@ def _earlier(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _check_kept(path: Path, facts: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuse to take a picture for another one; a file without facts is taken as it is."""
-    for key in SETTINGS if facts else ():
-        if facts.get(key) != wanted[key]:
+    for key, value in wanted.items() if facts else ():
+        if facts.get(key) != value:
             raise BadArguments(
-                f"{path}: expected a picture with {key} {wanted[key]!r}, found one with {facts.get(key)!r}: "
+                f"{path}: expected a picture with {key} {value!r}, found one with {facts.get(key)!r}: "
                 "remove it or choose another folder"
             )
 
@@ -126,22 +128,21 @@ def draw_all(
         write: writes a file whole or not at all.
 
     Raises:
-        BadArguments: the folder holds a picture of another prompt, seed, size or model under one of the names.
+        BadArguments: the folder holds a picture of another prompt, seed, size, model or site under one of the names.
         NoBrowser, BadBundle, BitbrushError: as exporter.generate.generate; the pictures made so far stay.
     """
     facts = _earlier(folder)
+    made_by = {"model": model["name"], "variant": model["variant"], "site": (read_stamp(site) or {}).get("inputs")}
     kept = [job for job in jobs if (folder / job.file).exists()]
     for job in kept:
-        wanted = {name: getattr(job.request, name) for name in SETTINGS[:5]}
-        wanted |= {"model": model["name"], "variant": model["variant"]}
-        _check_kept(folder / job.file, facts.get(job.id, {}), wanted)
+        wanted = {name: getattr(job.request, name) for name in ASKED}
+        _check_kept(folder / job.file, facts.get(job.id, {}), wanted | made_by)
     missing = [job for job in jobs if job not in kept]
 
     def summary(drawn: int) -> dict[str, Any]:
         unknown = {job.id: {"file": job.file} for job in kept}
         return {
-            "model": model["name"],
-            "variant": model["variant"],
+            **made_by,
             "drawn": drawn,
             "kept": len(kept),
             "missing": len(missing) - drawn,
@@ -155,7 +156,7 @@ def draw_all(
     if missing:
         pictures = page.generate_many(site, model, [job.request for job in missing], adapter=adapter)
         for drawn, (job, picture) in enumerate(zip(missing, pictures, strict=True), 1):
-            facts[job.id] = page.summary(picture, Path(job.file))
+            facts[job.id] = page.summary(picture, Path(job.file)) | {"site": made_by["site"]}
             save(drawn)  # before the file: one that exists has its facts
             write(folder / job.file, picture.png)
             print(f"{drawn} of {len(missing)}: {job.file}, {facts[job.id]['seconds']['total']} s", file=sys.stderr)
