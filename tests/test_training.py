@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.captions import article, caption, chinese, english, plural
-from training.common import learning_rate, load_pieces, save_pieces
+from training.common import learning_rate
 from training.names import is_object
 from training.quantize import (
     GROUP,
@@ -16,8 +16,10 @@ from training.quantize import (
     binary,
     dequantize,
     final_text_state,
+    pack_text,
     straight_through,
     ternary,
+    unpack_text,
 )
 from training.scenes import random_scene, scene_arrays
 
@@ -94,11 +96,12 @@ def test_text_state_rounds_matrices_only():
     assert torch.equal(dequantize(state["a"], "affine4"), state["a"])
 
 
-def test_pieces_round_trip(tmp_path):
-    tensors = {"a": torch.randn(100).half(), "b": torch.arange(6, dtype=torch.uint8)}
-    save_pieces(tensors, tmp_path, "x", limit=100)
-    loaded = load_pieces(tmp_path, "x")
-    assert torch.equal(loaded["a"], tensors["a"].float()) and torch.equal(loaded["b"], tensors["b"])
+def test_packed_text_keeps_the_exact_values():
+    state = final_text_state({"a.weight": weights(), "norm": torch.ones(4)})
+    packed = pack_text(state)
+    assert packed["a.weight.codes4"].shape == (6, 3 * GROUP // 2)
+    restored = unpack_text(packed)
+    assert restored.keys() == state.keys() and all(torch.equal(restored[name], state[name]) for name in state)
 
 
 @pytest.mark.parametrize(

@@ -62,17 +62,22 @@ class Velocity:
 
 
 def training_sigmas(count: int, device) -> torch.Tensor:
-    """Random noise levels [count]: mostly logit-normal with shift 2.5, a fifth shifted like the sampler."""
+    """Random noise levels [count]: mostly logit-normal with shift 3, a quarter shifted like the sampler.
+
+    The sampler's levels are 1, .955, .877, .704, 0: what an object is gets decided above .8, so that is where
+    most of the training goes (logit-normal levels and the shift: "Scaling Rectified Flow Transformers", arXiv
+    2403.03206). The uniform quarter, shifted by 7 as the pipeline's schedule is, covers both ends as well.
+    """
     normal = torch.sigmoid(torch.randn(count, device=device))
     uniform = torch.rand(count, device=device)
-    few = torch.rand(count, device=device) < 0.2
+    few = torch.rand(count, device=device) < 0.25
     level = torch.where(few, uniform, normal)
-    shift = torch.where(few, 7.0, 2.5)
+    shift = torch.where(few, 7.0, 3.0)
     return shift * level / (1 + (shift - 1) * level)
 
 
 def flow_loss(velocity: Velocity, latents: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Mean squared velocity error at random noise levels."""
+    """Mean squared velocity error at random noise levels. Latents [B, 64, h, w], text [B, 48, 768]."""
     sigma = training_sigmas(len(latents), latents.device)
     noise = torch.randn_like(latents)
     level = sigma[:, None, None, None]
@@ -88,11 +93,13 @@ def sample(
     empty: torch.Tensor | None = None,
     guidance: float = 1.0,
     second_order: bool = False,
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> list[torch.Tensor]:
     """Integrate from noise [B, 64, h, w]; returns the states at all sigmas.
 
     With `empty` [1, 48, 768], classifier-free guidance ("Classifier-Free Diffusion Guidance", arXiv
-    2207.12598). `second_order` uses the two-step Adams-Bashforth rule instead of Euler's.
+    2207.12598) at levels inside `interval` ("Applying Guidance in a Limited Interval", arXiv 2404.07724).
+    `second_order` uses the two-step Adams-Bashforth rule instead of Euler's.
     """
     x, states, last = noise, [noise], None
     for high, low in zip(sigmas, sigmas[1:], strict=False):
@@ -101,7 +108,7 @@ def sample(
         else:
             both = torch.cat([text, empty.to(text).expand_as(text)])
             v, base = velocity(x.repeat(2, 1, 1, 1), torch.full((2 * len(x),), high, device=x.device), both).chunk(2)
-            v = base + guidance * (v - base)
+            v = base + (guidance if interval[0] <= high <= interval[1] else 1.0) * (v - base)
         step = low - high
         slope = v if last is None or not second_order else v + step / (2 * last[1]) * (v - last[0])
         x, last = x + step * slope, (v, step)

@@ -2,8 +2,8 @@
 
     python -m training.prepare --emoji DIR --labels DIR --data DIR
 
-`--emoji` and `--labels` are the unpacked npm packages (README.md). Writes objects.json, sprites/ and
-tokenizer/ into the data folder.
+`--emoji` and `--labels` are the unpacked npm packages (README.md), whose versions are checked. Writes
+objects.json, sprites/ and tokenizer/ into the data folder.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from .scenes import random_scene
 from .tokenizer import train_tokenizer
 
 TEXT_LENGTH, VOCAB_SIZE = 48, 5120  # as in model.py, which is slow to import
+PACKAGES = {"emoji": ("@lobehub/fluent-emoji-3d", "1.1.0"), "labels": ("emojibase-data", "17.0.0")}
 MEASURES = {  # emojibase subgroup: Chinese measure word
     **dict.fromkeys(range(34, 40), "只"),
     40: "朵",
@@ -37,6 +38,19 @@ MEASURES = {  # emojibase subgroup: Chinese measure word
     72: "本",
     75: "支",
 }
+
+
+def check_package(folder: Path, role: str) -> None:
+    """Stop with the commands that install the data package unless `folder` holds it in the right version."""
+    name, version = PACKAGES[role]
+    archive = f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    install = f"npm pack {name}@{version} && mkdir -p {folder} && tar xzf {archive} -C {folder} --strip-components=1"
+    path, found = folder / "package.json", "no package.json"
+    if path.exists():
+        package = json.loads(path.read_text("utf-8"))
+        found = f"{package.get('name')} {package.get('version')}"
+    if found != f"{name} {version}":
+        raise SystemExit(f"{folder}: expected {name} {version}, found {found}; install it with `{install}`")
 
 
 def own_colour(image: Image.Image) -> str | None:
@@ -108,6 +122,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--captions", type=int, default=120_000, help="captions for tokenizer training")
     args = parser.parse_args()
+    for role in PACKAGES:
+        check_package(getattr(args, role), role)
     objects = collect(args.emoji, args.labels, args.data)
     (args.data / "objects.json").write_text(json.dumps(objects, ensure_ascii=False, indent=0), "utf-8")
     tokenizer = train_tokenizer(sample_captions(objects, args.captions), VOCAB_SIZE, TEXT_LENGTH)

@@ -148,3 +148,34 @@ def unpack_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         elif not name.endswith(".scale"):
             result[name] = tensor.half().float()
     return result
+
+
+@torch.no_grad()
+def pack_text(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Compact form of the encoder: matrices as `.codes4` uint8 [N, K/2] (low nibble first), `.scale4` and
+    `.offset4` [N, K/64]; the rest as it is."""
+    result = {}
+    for name, tensor in state.items():
+        if tensor.ndim != 2:
+            result[name] = tensor
+            continue
+        codes, scale, offset = affine4(tensor.float())
+        codes = codes.flatten(-2).to(torch.uint8)
+        result[name + ".codes4"] = codes[:, 0::2] | codes[:, 1::2] << 4
+        result[name + ".scale4"], result[name + ".offset4"] = scale.squeeze(-1), offset.squeeze(-1)
+    return result
+
+
+def unpack_text(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inverse of `pack_text`, with the exact 4-bit values; other tensors are left as they are."""
+    result = {}
+    for name, tensor in state.items():
+        stem = name.rsplit(".", 1)[0]
+        if name.endswith(".codes4"):
+            codes = torch.stack([tensor & 15, tensor >> 4], dim=-1).flatten(-2).float()
+            scale, offset = (state[f"{stem}.{part}"].float() for part in ("scale4", "offset4"))
+            groups = codes.unflatten(-1, (-1, AFFINE_GROUP))
+            result[stem] = (groups * scale[..., None] + offset[..., None]).flatten(-2)
+        elif not name.endswith((".scale4", ".offset4")):
+            result[name] = tensor
+    return result

@@ -6,6 +6,7 @@ measured in canvas units (0..1, y down). Rendering happens at twice the size and
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .captions import COLOURS
+from .eval.held_out import is_held_out
 
 SLOTS = 4
+MOST_DRAWS = 1000
 SPRITE = 192  # stored sprite size, of which PADDING pixels on every side are empty (room for the shadow)
 PADDING = 12
 PASTELS = [(244, 240, 232), (236, 240, 248), (246, 236, 242), (236, 246, 240), (242, 242, 244), (250, 250, 250)]
@@ -27,9 +30,18 @@ def load_objects(folder: Path) -> list[dict]:
 
 
 def random_scene(objects: list[dict], rng: random.Random) -> dict:
-    """A scene dict as captions.py describes it, plus `slots` (object index, x, y, size) and `rgb`."""
+    """A scene for training: as `draw_scene`, without what the benchmark holds out (eval/held_out.py)."""
     draw = rng.random()
     kind = "one" if draw < 0.5 else "many" if draw < 0.7 else "pair"
+    for _ in range(MOST_DRAWS):
+        scene = draw_scene(kind, objects, rng)
+        if not is_held_out([item["hex"] for item in scene["objects"]], scene["count"], scene["background"]):
+            return scene
+    raise ValueError(f"{kind}: expected a scene that is not held out, found none of {len(objects)} objects")
+
+
+def draw_scene(kind: str, objects: list[dict], rng: random.Random) -> dict:
+    """Any scene of a kind, as captions.py describes it, plus `slots` (object index, x, y, size) and `rgb`."""
     scene = dict(kind=kind, count=1, relation=None, size=None)
 
     def jitter(amount: float) -> float:
@@ -39,7 +51,7 @@ def random_scene(objects: list[dict], rng: random.Random) -> dict:
         chosen = [rng.randrange(len(objects))]
         if rng.random() < 0.14:
             scene["size"] = rng.choice(["small", "big"])
-        size = {None: (0.58, 0.80), "small": (0.28, 0.40), "big": (0.88, 0.98)}[scene["size"]]
+        size = {None: (0.62, 0.86), "small": (0.28, 0.40), "big": (0.88, 0.98)}[scene["size"]]
         size = rng.uniform(*size)
         room = (1 - size) / 2 * 0.35
         places = [(0.5 + jitter(room), 0.5 + jitter(room), size)]
@@ -95,24 +107,40 @@ def scene_arrays(scenes: list[dict]) -> dict[str, np.ndarray]:
     return dict(index=index, place=place, rgb=rgb)
 
 
-def _sample(source, axis, x, y, half):
-    """Sprites [B, C, S, S] resampled onto the canvas axis [big], centred at x, y with half widths [B]."""
-    gx = ((axis[None] - x[:, None]) / half[:, None])[:, None, :].expand(-1, len(axis), -1)
-    gy = ((axis[None] - y[:, None]) / half[:, None])[:, :, None].expand(-1, -1, len(axis))
+def _sample(source, across, down, x, y, half):
+    """Sprites [B, C, S, S] resampled onto canvas axes across [B, w], down [B, h]; x, y, half [B] place them."""
+    gx = ((across - x[:, None]) / half[:, None])[:, None, :].expand(-1, down.shape[1], -1)
+    gy = ((down - y[:, None]) / half[:, None])[:, :, None].expand(-1, -1, across.shape[1])
     grid = torch.stack([gx, gy], dim=-1).to(source.dtype)
     return F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def canvas_axes(height: int, width: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Canvas coordinates of pixel centres, across [width] and down [height].
+
+    The shorter side spans 0..1; the longer one reaches equally far beyond on both ends, so a picture that
+    is not square shows the square scene in the middle of more background.
+    """
+    short = min(height, width)
+    across = 0.5 + (torch.arange(width, device=device, dtype=torch.float32) + 0.5 - width / 2) / short
+    down = 0.5 + (torch.arange(height, device=device, dtype=torch.float32) + 0.5 - height / 2) / short
+    return across, down
+
+
+def load_sprite(path: Path) -> np.ndarray:
+    """An image file as uint8 [SPRITE, SPRITE, 4], alpha premultiplied, with an empty margin of PADDING."""
+    inner = SPRITE - 2 * PADDING
+    image = Image.open(path).convert("RGBa").resize((inner, inner), Image.Resampling.LANCZOS)
+    return np.pad(np.asarray(image), ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
 
 
 class Renderer:
     """Draws scenes from the sprites of a data folder."""
 
     def __init__(self, folder: Path, device, dtype=torch.float32):
-        inner = SPRITE - 2 * PADDING
-        sprites = []
-        for item in load_objects(folder):
-            image = Image.open(folder / "sprites" / f"{item['hex']}.webp").convert("RGBa")  # premultiplied
-            image = np.asarray(image.resize((inner, inner), Image.Resampling.LANCZOS))
-            sprites.append(np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0))))
+        files = [folder / "sprites" / f"{item['hex']}.webp" for item in load_objects(folder)]
+        with ThreadPoolExecutor() as pool:
+            sprites = list(pool.map(load_sprite, files))
         sprites = torch.from_numpy(np.stack(sprites)).to(device).permute(0, 3, 1, 2)
         alpha = sprites[:, 3:].float() / 255
         for _ in range(3):  # three box blurs, nearly a Gaussian
@@ -122,22 +150,34 @@ class Renderer:
         self.device, self.dtype = device, dtype
 
     @torch.no_grad()
-    def __call__(self, arrays: dict[str, torch.Tensor], size: int = 256) -> torch.Tensor:
-        """Images [B, 3, size, size] in -1..1."""
-        big = 2 * size
-        axis = (torch.arange(big, device=self.device, dtype=torch.float32) + 0.5) / big
-        fall = torch.linspace(0.03, -0.05, big, device=self.device)[:, None]  # light from above
-        canvas = (arrays["rgb"][:, :, None, None] + fall).clamp(0, 1).expand(-1, -1, big, big).to(self.dtype)
-        for slot in range(SLOTS):
+    def __call__(
+        self,
+        arrays: dict[str, torch.Tensor],
+        size: int | tuple[int, int] = 256,
+        window: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Images [B, 3, height, width] in -1..1; `size` is the height and width, or both if one number.
+
+        With `window` [B, 3] the pictures are square cut-outs instead: left edge, top edge and side in canvas
+        units, which cost no more than whole pictures of that size.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        count = len(arrays["rgb"])
+        across, down = (axis.expand(count, -1) for axis in canvas_axes(2 * height, 2 * width, self.device))
+        if window is not None:
+            left, top, side = window[:, :, None].unbind(1)
+            across, down = left + across * side, top + down * side
+        light = (0.03 - 0.08 * down.clamp(0, 1))[:, None, :, None]  # from above
+        canvas = (arrays["rgb"][:, :, None, None] + light).clamp(0, 1).expand(-1, -1, -1, 2 * width).to(self.dtype)
+        for slot in range(arrays["index"].shape[1]):
             rows = (arrays["index"][:, slot] >= 0).nonzero()[:, 0]
             if len(rows) == 0:
                 continue
             sprite = self.sprites[arrays["index"][rows, slot].long()].to(self.dtype) / 255
-            x, y, width = arrays["place"][rows, slot].unbind(-1)
-            half = width * SPRITE / (SPRITE - 2 * PADDING) / 2
-
-            shade = _sample(sprite[:, 4:], axis, x, y + 0.05 * width, half)
-            front = _sample(sprite[:, :4], axis, x, y, half)
+            x, y, wide = arrays["place"][rows, slot].unbind(-1)
+            half = wide * SPRITE / (SPRITE - 2 * PADDING) / 2
+            shade = _sample(sprite[:, 4:], across[rows], down[rows], x, y + 0.05 * wide, half)
+            front = _sample(sprite[:, :4], across[rows], down[rows], x, y, half)
             behind = canvas[rows] * (1 - 0.30 * shade)
             canvas = canvas.index_copy(0, rows, behind * (1 - front[:, 3:]) + front[:, :3])
         return F.avg_pool2d(canvas, 2) * 2 - 1

@@ -1,211 +1,173 @@
-"""Stage 4: train the dense teacher and the text encoder together; stage 5: record its guided trajectories.
+"""Stage 5: train the dense teacher and the text encoder together.
 
-    python -m training.teacher train --data DIR --run DIR [--until MINUTES] [--out DIR]
-    python -m training.teacher rollouts --data DIR --run DIR
+    python -m training.teacher --data DIR --run DIR [--out DIR]
 
-Training continues from run/teacher.pt if that exists. The finished weights (moving averages, encoder
-rounded to 4 bits exactly as exported) are run/teacher-final.pt. `rollouts` writes run/rollouts.pt: states
-[R, 5, 64, 16, 16] float16 at the sampler's noise levels and tokens [R, 48] int16.
+Flow matching on the cached latents with 10 % empty captions, sizes and kinds of scene as buckets.py says and
+noise levels as flow.py says. The encoder's matrices are rounded to 4 bits in the forward pass in the last third
+only: rounding from the first step hides small changes of the embeddings while names are being learned.
+
+run/teacher.pt is the checkpoint, run/teacher-final.pt the result (moving averages, encoder rounded exactly as
+exported), out/text-0 and out/teacher-* the same in small pieces, out/teacher.png samples.
 """
 
 import argparse
-import time
+import random
 from pathlib import Path
 
 import torch
-from transformers import Qwen2TokenizerFast
 
-from .common import Budget, Ema, Log, learning_rate, load_pieces, mixed_precision, save_pieces, set_rate
-from .flow import Velocity, fine_sigmas, flow_loss, pipeline_sigmas, sample
-from .model import TEXT_LENGTH, build_text_encoder, build_transformer, build_vae, encode_prompt, unpack_latents
-from .quantize import final_text_state, final_transformer_state, quantize_text_encoder
-from .sheet import save_grid
-from .tokenizer import encode_batch
+from .buckets import NATIVE, SMALL, batch_for, load_buckets, pick_size
+from .cache import load_vae
+from .clock import Clock, Signals
+from .common import Ema, finish_arguments, learning_rate, mixed_precision, set_rate, stage_parser, training_loop
+from .flow import Velocity, flow_loss, pipeline_sigmas
+from .model import TEXT_LENGTH, build_text_encoder, build_transformer, encode_prompt
+from .optimizers import make_optimizer
+from .quantize import final_text_state, final_transformer_state, pack_text, quantize_text_encoder, unpack_text
+from .samples import prompt_sheet
+from .storage import limit_folder, load_checkpoint, load_pieces, piece_notes, save_checkpoint, save_pieces
+from .tokenizer import encode_batch, load_tokenizer
 
-PROMPTS = [
-    "a red apple on a blue background",
-    "火箭，蓝色背景",
-    "three strawberries on a white background",
-    "a cat",
-    "two rockets",
-    "a castle to the left of a rainbow",
-    "pizza and hamburger",
-    "a dog face on a green background",
-]
-ROLLOUT_PARTS = (2, 2, 3, 7)  # teacher steps inside each of the four sampler steps
+ROUND_FROM = 0.67  # progress from which the encoder is rounded
+EMPTY_SHARE = 0.1
 
 
-def load_tokenizer(data: Path) -> Qwen2TokenizerFast:
-    return Qwen2TokenizerFast.from_pretrained(str(data / "tokenizer"))
+def empty_prompt(tokenizer, device) -> torch.Tensor:
+    """Token ids [48] of the empty prompt."""
+    return torch.tensor(encode_batch(tokenizer, [""], TEXT_LENGTH)[0], device=device)
 
 
-def load_vae(run: Path, device):
-    vae = build_vae().to(device)
-    vae.load_state_dict(torch.load(run / "vae.pt", map_location=device))
-    return vae.eval()
+def text_pieces(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The text encoder's tensors that are used, without the tied head."""
+    return {name: t for name, t in state.items() if "layers.5." not in name and name != "lm_head.weight"}
 
 
-@torch.no_grad()
-def decode(vae, latents: torch.Tensor) -> torch.Tensor:
-    """Normalised latents [B, 64, h, w] -> images [B, 3, 16h, 16w] in -1..1."""
-    scale = torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps)[:, None, None]
-    return vae.decode(unpack_latents(latents.float() * scale + vae.bn.running_mean[:, None, None])).sample
+class Teacher:
+    """Transformer and text encoder with their optimizer and averages."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, device = args, args.device
+        torch.manual_seed(args.seed)
+        self.tokenizer = load_tokenizer(args.data)
+        self.pad = self.tokenizer.pad_token_id
+        self.transformer = build_transformer(args.tiny).to(device)
+        self.text_encoder = build_text_encoder(self.pad, self.tokenizer.eos_token_id, args.tiny).to(device)
+        modules = [self.transformer, self.text_encoder.model]
+        self.parameters = [p for module in modules for p in module.parameters()]
+        self.optimizer = make_optimizer(args.optimizer, modules, device)
+        self.ema = Ema(modules, args.average)
+        self.rounded, self.step, self.seconds = False, 0, 0.0
+
+    def restore(self) -> None:
+        """Go on from run/teacher.pt, or else from saved pieces if there are some."""
+        state = load_checkpoint(self.args.run / "teacher.pt", self.args.device)
+        pieces = self.args.pieces
+        if state:
+            self.transformer.load_state_dict(state["transformer"])
+            self.text_encoder.load_state_dict(state["text"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.ema.load_state_dict(state["ema"])
+        elif pieces and (state := piece_notes(pieces, "teacher")) is not None:
+            self.transformer.load_state_dict(load_pieces(pieces, "teacher"))
+            self.text_encoder.load_state_dict(unpack_text(load_pieces(pieces, "text")), strict=False)
+            torch._foreach_copy_(self.ema.average, self.ema.source)
+        if state:
+            self.step, self.seconds = state.get("step", 0), state.get("seconds", 0.0)
+            if state.get("rounded"):
+                self.round()
+
+    def round(self) -> None:
+        """From now on compute with the encoder's 4-bit weights."""
+        quantize_text_encoder(self.text_encoder)
+        self.rounded = True
+
+    def save(self, step: int, complete: bool, seconds: float) -> None:
+        """Checkpoint, and what the averages are worth so far as pieces."""
+        args, facts = self.args, dict(step=step, seconds=seconds, complete=complete, rounded=self.rounded)
+        self.ema.swap()
+        transformer = final_transformer_state(self.transformer, None)
+        text = self.text_encoder.state_dict()
+        text = final_text_state(text) if complete else {name: tensor.clone() for name, tensor in text.items()}
+        self.ema.swap()
+        if complete:
+            save_checkpoint(dict(transformer=transformer, text=text, step=step), args.run / "teacher-final.pt")
+        if args.out:
+            text = text_pieces(text)
+            save_pieces(pack_text(text) if complete else text, args.out, "text", small=not complete, notes=facts)
+            save_pieces(transformer, args.out, "teacher", small=True, notes=facts)
+            limit_folder(args.out, args.out_megabytes)
+        state = dict(
+            transformer=self.transformer.state_dict(),
+            text=self.text_encoder.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            ema=self.ema.state_dict(),
+            **facts,
+        )
+        save_checkpoint(state, args.run / "teacher.pt")
+
+    def loss(self, latents: torch.Tensor, ids: torch.Tensor, velocity: Velocity, compiled: bool) -> torch.Tensor:
+        """Flow-matching loss of one batch; sizes that are rare run uncompiled."""
+        with torch.compiler.set_stance("default" if compiled else "force_eager"):
+            with mixed_precision(latents.device):
+                text = encode_prompt(self.text_encoder, ids, self.pad)
+            return flow_loss(velocity, latents, text)
 
 
-@torch.no_grad()
-def prompt_sheet(velocity, text_encoder, tokenizer, vae, path: Path, **how) -> None:
-    """One row a prompt of PROMPTS, four seeds."""
-    device = next(vae.parameters()).device
-    ids = torch.tensor(encode_batch(tokenizer, [p for p in PROMPTS for _ in range(4)], TEXT_LENGTH), device=device)
-    empty = torch.tensor(encode_batch(tokenizer, [""], TEXT_LENGTH), device=device)
-    noise = torch.randn(4, 64, 16, 16, generator=torch.Generator().manual_seed(0)).repeat(len(PROMPTS), 1, 1, 1)
-    with torch.compiler.set_stance("force_eager"), mixed_precision(device):
-        text = encode_prompt(text_encoder, ids, tokenizer.pad_token_id)
-        empty = encode_prompt(text_encoder, empty, tokenizer.pad_token_id)
-    guided = dict(how, empty=empty) if how.get("guidance", 1.0) != 1.0 else how
-    with torch.compiler.set_stance("force_eager"):  # odd batch sizes are not worth compiling for
-        states = sample(velocity, noise.to(device), text, **guided)
-    save_grid(decode(vae, states[-1]), path, columns=8)
-
-
-def train(args) -> None:
-    torch.manual_seed(args.seed)
-    device, log = args.device, Log(args.run / "log.jsonl")
-    tokenizer = load_tokenizer(args.data)
-    pad = tokenizer.pad_token_id
-    cache = torch.load(args.run / "cache.pt")
-    latents, tokens, empty = (cache[key].to(device) for key in ("latents", "tokens", "empty"))
-    transformer = build_transformer().to(device)
-    text_encoder = build_text_encoder(pad, tokenizer.eos_token_id).to(device)
-    quantize_text_encoder(text_encoder)
-    modules = [transformer, text_encoder.model]
-    parameters = [p for module in modules for p in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=0, betas=(0.9, 0.99), weight_decay=0.01, fused=device == "cuda")
-    step, done = 0, args.done
-    if args.pieces:
-        transformer.load_state_dict(load_pieces(args.pieces, "transformer"))
-        text_encoder.load_state_dict(load_pieces(args.pieces, "text"), strict=False)
-        step = 10_000 if done else 0
-    ema = Ema(modules, 0.9992)
-    saved = args.run / "teacher.pt"
-    if saved.exists():
-        state = torch.load(saved, map_location=device)
-        transformer.load_state_dict(state["transformer"])
-        text_encoder.load_state_dict(state["text"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.average, ema.steps, step, done = state["average"], state["ema_steps"], state["step"], state["done"]
-        torch.manual_seed(args.seed + step)
-    velocity = Velocity(transformer, args.compile)
+def train(args: argparse.Namespace) -> bool:
+    """Train on; returns whether run/teacher-final.pt is there."""
+    if (args.run / "teacher-final.pt").exists():
+        return True
+    device, teacher = args.device, Teacher(args)
+    teacher.restore()
+    clock = Clock(args.minutes, args.steps, teacher.seconds, args.until, reserve=12)
+    buckets = load_buckets(args.run, device)
+    velocity = Velocity(teacher.transformer, args.compile)
     if args.compile:
-        for layer in text_encoder.model.layers:
+        for layer in teacher.text_encoder.model.layers:
             layer.compile(dynamic=False)
-    budget = Budget(args.minutes, done)
-    loss = torch.zeros(())
-    stop = min(args.until * 60 if args.until else budget.total, budget.total)
-    while budget.seconds < stop and time.time() < args.deadline:
-        rows = torch.randint(len(latents), (args.batch,), device=device)
-        ids = tokens[rows, torch.randint(tokens.shape[1], (args.batch,), device=device)]
-        ids = torch.where(torch.rand(args.batch, 1, device=device) < 0.1, empty[None], ids).long()
-        set_rate(optimizer, learning_rate(args.rate, step, budget.progress, warmup=300))
-        with mixed_precision(device):
-            text = encode_prompt(text_encoder, ids, pad)
-        loss = flow_loss(velocity, latents[rows].float(), text)
-        optimizer.zero_grad(set_to_none=True)
+    empty = empty_prompt(teacher.tokenizer, device)
+
+    def advance(step: int, progress: float) -> torch.Tensor:
+        size = pick_size(progress, random.Random(args.seed * 7919 + step), sorted(buckets))
+        if progress > ROUND_FROM and not teacher.rounded:
+            teacher.round()
+        latents, ids = buckets[size].draw(batch_for(size, args.batch), progress)
+        ids = torch.where(torch.rand(len(ids), 1, device=device) < EMPTY_SHARE, empty[None], ids)
+        set_rate(teacher.optimizer, learning_rate(args.rate, step, progress, warmup=args.warmup))
+        loss = teacher.loss(latents, ids, velocity, size in (SMALL, NATIVE))
+        teacher.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        ema.update()
-        if step % args.log_every == 0:
-            log(stage="teacher", step=step, loss=loss.item(), seconds=budget.seconds)
-        budget.begin()
-        step += 1
-    log(stage="teacher", step=step, loss=loss.item(), seconds=budget.seconds)
-    torch.save(
-        dict(
-            transformer=transformer.state_dict(),
-            text=text_encoder.state_dict(),
-            optimizer=optimizer.state_dict(),
-            average=ema.average,
-            ema_steps=ema.steps,
-            step=step,
-            done=budget.seconds,
-        ),
-        saved,
+        torch.nn.utils.clip_grad_norm_(teacher.parameters, 1.0)
+        teacher.optimizer.step()
+        teacher.ema.update()
+        return loss
+
+    complete = training_loop(
+        args, "teacher", clock, teacher.step, advance, lambda step, done: teacher.save(step, done, clock.seconds)
     )
-    ema.swap()
-    final = dict(
-        transformer=final_transformer_state(transformer, None), text=final_text_state(text_encoder.state_dict())
-    )
-    torch.save(final, args.run / "teacher-final.pt")
-    if args.out:
-        save_pieces(final["transformer"], args.out, "transformer")
-        kept = {name: t for name, t in final["text"].items() if "layers.5." not in name and name != "lm_head.weight"}
-        save_pieces(kept, args.out, "text")
+    if args.out and not args.tiny:
+        teacher.ema.swap()
         vae = load_vae(args.run, device)
-        for name, how in {
-            "g1": dict(sigmas=pipeline_sigmas()),
-            "g2.5": dict(sigmas=fine_sigmas(pipeline_sigmas(), ROLLOUT_PARTS)[0], guidance=2.5, second_order=True),
-        }.items():
-            prompt_sheet(velocity, text_encoder, tokenizer, vae, args.out / f"teacher-{name}.png", **how)
+        prompt_sheet(
+            velocity, teacher.text_encoder, teacher.tokenizer, vae, args.out / "teacher.png", pipeline_sigmas()
+        )
+    return complete
 
 
-@torch.no_grad()
-def rollouts(args) -> None:
-    torch.manual_seed(args.seed + 77)
-    device, log = args.device, Log(args.run / "log.jsonl")
-    tokenizer = load_tokenizer(args.data)
-    cache = torch.load(args.run / "cache.pt", mmap=True)
-    tokens, empty = cache["tokens"].to(device), cache["empty"].to(device)
-    transformer = build_transformer().to(device).eval()
-    text_encoder = build_text_encoder(tokenizer.pad_token_id, tokenizer.eos_token_id).to(device).eval()
-    final = torch.load(args.run / "teacher-final.pt", map_location=device)
-    transformer.load_state_dict(final["transformer"])
-    text_encoder.load_state_dict(final["text"])
-    velocity = Velocity(transformer, args.compile)
-    levels, marks = fine_sigmas(pipeline_sigmas(), ROLLOUT_PARTS)
-    states, ids, start = [], [], None
-    while start is None or time.time() - start < args.minutes * 60:
-        rows = torch.randint(len(tokens), (args.batch,), device=device)
-        chosen = tokens[rows, torch.randint(tokens.shape[1], (args.batch,), device=device)]
-        with mixed_precision(device):
-            text = encode_prompt(text_encoder, chosen.long(), tokenizer.pad_token_id)
-            none = encode_prompt(text_encoder, empty[None].long(), tokenizer.pad_token_id)
-        noise = torch.randn(args.batch, 64, 16, 16, device=device)
-        path = sample(velocity, noise, text, levels, none, args.guidance, second_order=True)
-        states.append(torch.stack([path[mark] for mark in marks], dim=1).half().cpu())
-        ids.append(chosen.cpu())
-        start = start or time.time()
-    states, ids = torch.cat(states), torch.cat(ids)
-    torch.save(dict(states=states, tokens=ids), args.run / "rollouts.pt")
-    log(stage="rollouts", count=len(ids), guidance=args.guidance, std=float(states[:2000, -1].float().std()))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("train", "rollouts"):
-        command = commands.add_parser(name)
-        command.add_argument("--data", type=Path, required=True)
-        command.add_argument("--run", type=Path, required=True)
-        command.add_argument("--device", default="cuda")
-        command.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-        command.add_argument("--seed", type=int, default=2)
-        command.add_argument("--batch", type=int, default=256 if name == "train" else 512)
-    command.add_argument("--minutes", type=float, default=1.8)
-    command.add_argument("--guidance", type=float, default=2.5)
-    command = commands.choices["train"]
-    command.add_argument("--out", type=Path, help="also save float16 pieces and pictures here")
-    command.add_argument("--minutes", type=float, default=8.7, help="training time over all calls")
-    command.add_argument("--until", type=float, default=0.0, help="stop this call at that time")
-    command.add_argument("--deadline", type=float, default=float("inf"), help="stop this call at that Unix time")
-    command.add_argument("--rate", type=float, default=1e-3)
-    command.add_argument("--pieces", type=Path, help="start from saved pieces")
-    command.add_argument("--done", type=float, default=0.0, help="seconds trained before those pieces were saved")
-    command.add_argument("--log-every", type=int, default=200)
-    args = parser.parse_args()
-    torch.set_float32_matmul_precision("high")
-    train(args) if args.command == "train" else rollouts(args)
+def run(arguments: list[str] | None = None) -> bool:
+    """The stage with command line `arguments`."""
+    parser = stage_parser(__doc__, minutes=11.0, seed=2)
+    parser.add_argument("--pieces", type=Path, help="go on from saved pieces if there is no checkpoint")
+    parser.add_argument("--batch", type=int, default=0, help="pictures of 256x256 a step")
+    parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's peak rate; Muon's is four times that")
+    parser.add_argument("--warmup", type=int, default=300)
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--average", type=float, default=0.9992, help="decay of the moving averages")
+    args = finish_arguments(parser.parse_args(arguments))
+    args.batch = args.batch or (4 if args.tiny else 256)
+    return train(args)
 
 
 if __name__ == "__main__":
-    main()
+    Signals.watch()
+    run()

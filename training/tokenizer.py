@@ -1,6 +1,7 @@
 """The prompt tokenizer: byte-level BPE with Qwen2's rules and a minimal chat template."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2TokenizerFast
@@ -57,3 +58,8 @@ def encode_batch(tokenizer: Qwen2TokenizerFast, prompts: list[str], length: int)
     """Rendered, truncated and padded token ids, `length` a prompt."""
     texts = [render(prompt) for prompt in prompts]
     return tokenizer(texts, padding="max_length", truncation=True, max_length=length)["input_ids"]
+
+
+def load_tokenizer(data: Path) -> Qwen2TokenizerFast:
+    """The tokenizer in a data folder."""
+    return Qwen2TokenizerFast.from_pretrained(str(data / "tokenizer"))

@@ -1,179 +1,192 @@
-"""Stage 2: train the autoencoder, and stage 3: render scenes and cache their latents.
+"""Stage 3: train the autoencoder.
 
     python -m training.vae --data DIR --run DIR [--out DIR]
 
-The VAE learns on 128-pixel crops (L1, edges, a little KL). Then the statistics of the 64 packed latent
-channels go into its batch norm, as in FLUX.2, and `--scenes` scenes are encoded into run/cache.pt:
-latents [S, 64, 16, 16] float16 (normalised), tokens [S, captions, 48] int16, empty [48] int16.
+Writes run/vae.pt (and run/vae-train.pt while it trains), out/vae-0.safetensors and out/vae.png.
+
+The loss is L1, L1 of edges, a little KL and, for a quarter, scale equivariance: latents averaged 2x2 must
+decode to the picture averaged 2x2 ("Improving the Diffusability of Autoencoders", arXiv 2502.14831; the
+idea also of EQ-VAE, arXiv 2502.09509). Latents then carry coarse shapes at low frequencies and little else at
+high ones, which is what makes them easy to model; it also ties the sizes together, because half a picture's
+latents are the latents of half its size. Both halves run in one compiled graph of one shape: a 256-pixel cut-out
+is encoded as four quarters, and their joint latents, averaged, are decoded as a picture of 128 pixels.
+
+Cut-outs come from canvases of 256 to 512 pixels; the last part of the time sees whole pictures of all shapes.
 """
 
 import argparse
 import random
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import Qwen2TokenizerFast
 
-from .captions import caption
-from .common import Budget, Log, learning_rate, mixed_precision, save_pieces, set_rate
-from .model import TEXT_LENGTH, build_vae, pack_latents
-from .scenes import Renderer, load_objects, random_scene, scene_arrays
+from .cache import encode, many_scenes
+from .clock import Clock, Signals
+from .common import Log, finish_arguments, learning_rate, mixed_precision, set_rate, stage_parser, training_loop
+from .model import build_vae
+from .optimizers import adamw
+from .scenes import Renderer
 from .sheet import save_grid
-from .tokenizer import encode_batch
+from .storage import limit_folder, load_checkpoint, load_pieces, piece_notes, save_checkpoint, save_pieces
+
+CUT, TINY_CUT = 256, 64  # pixels of a cut-out, encoded as four quarters
+WHOLE_FROM = 0.86  # from this progress on: whole pictures, not compiled
+WHOLE_SIZES = ((256, 256), (256, 256), (192, 288), (384, 256), (384, 384))
+TINY_SIZES = ((64, 64), (64, 96))
+TRAIN_SCENES, CHECK_SCENES = 20_000, 64
 
 
-def scene_batch(data: Path, seed: int, count: int, captions: int) -> dict[str, np.ndarray]:
-    """`count` random scenes as arrays, with `captions` tokenized captions each."""
-    rng = random.Random(seed)
-    objects = load_objects(data)
-    scenes = [random_scene(objects, rng) for _ in range(count)]
-    arrays = scene_arrays(scenes)
-    if captions:
-        tokenizer = Qwen2TokenizerFast.from_pretrained(str(data / "tokenizer"))
-        texts = [caption(scene, rng) for scene in scenes for _ in range(captions)]
-        ids = encode_batch(tokenizer, texts, TEXT_LENGTH)
-        arrays["tokens"] = np.array(ids, np.int16).reshape(count, captions, TEXT_LENGTH)
-    return arrays
+def quarters(image: torch.Tensor) -> torch.Tensor:
+    """[B, C, 2h, 2w] -> [4B, C, h, w]."""
+    return torch.cat([half for row in image.chunk(2, 2) for half in row.chunk(2, 3)])
 
 
-def many_scenes(data: Path, seed: int, count: int, captions: int, workers: int) -> dict[str, torch.Tensor]:
-    """As scene_batch, in parallel, as tensors."""
-    size = min(count, 5000)
-    with ProcessPoolExecutor(workers) as pool:
-        jobs = [
-            pool.submit(scene_batch, data, seed * 100_003 + first, min(size, count - first), captions)
-            for first in range(0, count, size)
-        ]
-        parts = [job.result() for job in jobs]
-    return {key: torch.from_numpy(np.concatenate([part[key] for part in parts])) for key in parts[0]}
+def joined(parts: torch.Tensor) -> torch.Tensor:
+    """The inverse of `quarters`."""
+    a, b, c, d = parts.chunk(4)
+    return torch.cat([torch.cat([a, b], 3), torch.cat([c, d], 3)], 2)
 
 
-def edges(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Horizontal and vertical pixel differences."""
-    return image[..., 1:] - image[..., :-1], image[..., 1:, :] - image[..., :-1, :]
+def error(result: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """L1 plus half the L1 of horizontal and vertical pixel differences."""
+    difference = result - image
+    across, down = difference.diff(dim=3), difference.diff(dim=2)
+    return difference.abs().mean() + 0.5 * (across.abs().mean() + down.abs().mean())
 
 
-def vae_loss(vae, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, mean squared error) of images [B, 3, H, W] in -1..1."""
-    mean, logvar = vae.quant_conv(vae.encoder(image)).float().chunk(2, dim=1)
+def vae_loss(vae, image: torch.Tensor, half_share: float = 0.25) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, mean squared error) of images [B, 3, 2h, 2w] in -1..1, trained as 4B pictures [3, h, w]."""
+    parts = quarters(image).contiguous(memory_format=torch.channels_last)
+    mean, logvar = vae.quant_conv(vae.encoder(parts)).float().chunk(2, dim=1)
     logvar = logvar.clamp(-30, 20)
     latents = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)
+    halved = F.avg_pool2d(joined(latents), 2)
+    result = vae.decoder(vae.post_quant_conv(torch.cat([latents, halved]))).float()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    whole, half = result[: len(parts)], result[len(parts) :]
+    loss = error(whole, parts) + half_share * error(half, F.avg_pool2d(image, 2)) + 1e-4 * kl
+    return loss, F.mse_loss(whole.detach(), parts)
+
+
+def whole_loss(vae, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `vae_loss` for whole pictures [B, 3, H, W], which are not cut into quarters."""
+    image = image.contiguous(memory_format=torch.channels_last)
+    mean, logvar = vae.quant_conv(vae.encoder(image)).float().chunk(2, dim=1)
+    latents = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar.clamp(-30, 20))
     result = vae.decoder(vae.post_quant_conv(latents)).float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    edge = sum(F.l1_loss(a, b) for a, b in zip(edges(result), edges(image), strict=False))
-    return F.l1_loss(result, image) + 0.5 * edge + 1e-4 * kl, F.mse_loss(result.detach(), image)
+    return error(result, image) + 1e-4 * kl, F.mse_loss(result.detach(), image)
 
 
-def train_vae(args, render: Renderer, scenes: dict[str, torch.Tensor], log: Log):
-    """Train and return the VAE in evaluation mode."""
+def random_windows(count: int, device) -> torch.Tensor:
+    """Cut-outs of CUT pixels from canvases once to twice as large, as windows [B, 3] for the renderer."""
+    side = 2 ** -torch.rand(count, device=device)
+    return torch.stack([torch.rand_like(side) * (1 - side), torch.rand_like(side) * (1 - side), side], dim=1)
+
+
+@torch.no_grad()
+def set_statistics(vae, render: Renderer, scenes: dict[str, torch.Tensor], count: int) -> None:
+    """Put mean and variance of the 64 packed latent channels over `count` scenes into the VAE's batch norm."""
+    rows = range(0, min(count, len(scenes["rgb"])), 64)
+    parts = [encode(vae, render({key: value[first : first + 64] for key, value in scenes.items()})) for first in rows]
+    latents = torch.cat(parts)
+    vae.bn.running_mean.copy_(latents.mean((0, 2, 3)).half())
+    vae.bn.running_var.copy_(latents.var((0, 2, 3)).half())
+
+
+def to_device(scenes: dict[str, torch.Tensor], device) -> dict[str, torch.Tensor]:
+    """What the renderer needs of scenes."""
+    return {key: scenes[key].to(device) for key in ("index", "place", "rgb")}
+
+
+@torch.no_grad()
+def check(args, vae, render: Renderer, log: Log) -> None:
+    """PSNR on scenes that training did not see, at several sizes, and a picture of some."""
+    count = 2 if args.tiny else CHECK_SCENES
+    scenes = to_device(many_scenes(args.data, args.seed + 9_000, count, 0), args.device)
+    for size in ((256, 256),) if args.tiny else ((256, 256), (192, 192), (384, 384), (256, 384)):
+        image = render(scenes, size)
+        with mixed_precision(args.device):
+            back = torch.cat([vae.decode(vae.encode(x).latent_dist.mode()).sample.float() for x in image.split(16)])
+        log(stage="vae-check", size=str(size), psnr=float(10 * torch.log10(4 / F.mse_loss(back, image))))
+        if args.out and size == (256, 256):
+            save_grid(torch.cat([image[:8], back[:8]]), args.out / "vae.png", columns=8)
+
+
+def vae_stage(args: argparse.Namespace) -> bool:
+    """Train, resume or take over the autoencoder; returns whether run/vae.pt is complete."""
+    log, device = Log(args.run / "log.jsonl"), args.device
+    if (args.run / "vae.pt").exists():
+        return True
+    state = load_checkpoint(args.run / "vae-train.pt", device)
+    clock = Clock(args.minutes, args.steps, state["seconds"] if state else 0.0, args.until)
     torch.manual_seed(args.seed)
-    device = args.device
-    vae = build_vae().to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=0, betas=(0.9, 0.99), weight_decay=1e-4, fused=device == "cuda")
+    vae = build_vae(args.tiny).to(device, memory_format=torch.channels_last)
+    optimizer, step = adamw(vae.parameters(), device, weight_decay=1e-4), 0
+    if state:
+        vae.load_state_dict(state["vae"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    elif args.pieces and (notes := piece_notes(args.pieces, "vae")) is not None:
+        vae.load_state_dict(load_pieces(args.pieces, "vae"))
+        step, clock.used = notes.get("step", 0), notes.get("seconds", 0.0)
+        if notes.get("complete", True):
+            save_checkpoint(dict(vae=vae.state_dict(), step=step, tiny=args.tiny), args.run / "vae.pt")
+            return True
+    scenes = to_device(many_scenes(args.data, args.seed + 500, 6 if args.tiny else TRAIN_SCENES, 0), device)
+    render = Renderer(args.data, device)
+    cut, sizes = (TINY_CUT, TINY_SIZES) if args.tiny else (CUT, WHOLE_SIZES)
     loss_of = torch.compile(vae_loss, dynamic=False) if args.compile else vae_loss
-    budget, step, count = Budget(args.vae_minutes), 0, len(scenes["rgb"])
-    while budget.progress < 1:
-        rows = torch.randint(count, (args.vae_batch,), device=device)
-        image = render({key: scenes[key][rows] for key in ("index", "place", "rgb")})
-        top, left = torch.randint(0, 129, (2,)).tolist()
-        image = image[..., top : top + 128, left : left + 128].contiguous(memory_format=torch.channels_last)
-        rate = learning_rate(1e-3, step, budget.progress, warmup=100)
-        set_rate(optimizer, rate)
+
+    def advance(step: int, progress: float) -> torch.Tensor:
+        chooser = random.Random(args.seed * 7919 + step)
+        whole = progress > WHOLE_FROM
+        size = chooser.choice(sizes) if whole else (cut, cut)
+        count = max(1, args.batch * cut * cut // (size[0] * size[1]))
+        rows = torch.randint(len(scenes["rgb"]), (count,), device=device)
+        window = None if whole else random_windows(count, device)
+        image = render({key: value[rows] for key, value in scenes.items()}, size, window)
+        set_rate(optimizer, learning_rate(args.rate, step, progress, warmup=100, flat=0.5))
         with mixed_precision(device):
-            loss, error = loss_of(vae, image)
+            loss, squared = whole_loss(vae, image) if whole else loss_of(vae, image)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         if step % args.log_every == 0:
-            log(
-                stage="vae",
-                step=step,
-                loss=loss.item(),
-                psnr=float(10 * torch.log10(4 / error)),
-                seconds=budget.seconds,
-            )
-        budget.begin()
-        step += 1
-    log(stage="vae", step=step, loss=loss.item(), psnr=float(10 * torch.log10(4 / error)), seconds=budget.seconds)
-    return vae.eval()
+            log(stage="vae", step=step, psnr=float(10 * torch.log10(4 / squared)))
+        return loss
+
+    def save(step: int, complete: bool) -> None:
+        set_statistics(vae, render, scenes, 2048 if complete else 256)
+        facts = dict(step=step, seconds=clock.seconds, complete=complete)
+        if args.out:  # the piece first: nothing else can make up for it
+            save_pieces(vae.state_dict(), args.out, "vae", notes=facts)
+            limit_folder(args.out, args.out_megabytes)
+        save_checkpoint(
+            dict(vae=vae.state_dict(), optimizer=optimizer.state_dict(), **facts), args.run / "vae-train.pt"
+        )
+        if complete:
+            save_checkpoint(dict(vae=vae.state_dict(), step=step, tiny=args.tiny), args.run / "vae.pt")
+
+    complete = training_loop(args, "vae", clock, step, advance, save)
+    if complete:
+        check(args, vae.eval(), render, log)
+    return complete
 
 
-@torch.no_grad()
-def encode(vae, image: torch.Tensor) -> torch.Tensor:
-    """Images [B, 3, H, W] -> packed latents [B, 64, H/16, W/16] float32, not normalised."""
-    with mixed_precision(image.device):
-        moments = vae.quant_conv(vae.encoder(image.contiguous(memory_format=torch.channels_last)))
-    return pack_latents(moments.float().chunk(2, dim=1)[0])
-
-
-@torch.no_grad()
-def cache_latents(args, vae, render: Renderer, scenes: dict[str, torch.Tensor], log: Log) -> torch.Tensor:
-    """Set the VAE's batch-norm statistics; return normalised latents [S, 64, 16, 16] float16."""
-    chunks, chunk = [], 256 if args.device == "cuda" else 16
-    for first in range(0, len(scenes["rgb"]), chunk):
-        image = render({key: scenes[key][first : first + chunk] for key in ("index", "place", "rgb")})
-        chunks.append(encode(vae, image).half())
-    latents = torch.cat(chunks)
-    sample = latents[:20_000].float()
-    vae.bn.running_mean.copy_(sample.mean((0, 2, 3)).half())
-    vae.bn.running_var.copy_(sample.var((0, 2, 3)).half())
-    mean = vae.bn.running_mean[:, None, None]
-    scale = torch.sqrt(vae.bn.running_var[:, None, None] + vae.config.batch_norm_eps)
-    for first in range(0, len(latents), 8192):
-        part = latents[first : first + 8192]
-        part.copy_((part.float() - mean) / scale)
-    log(
-        stage="cache",
-        scenes=len(latents),
-        mean=float(latents[:8192].float().mean()),
-        std=float(latents[:8192].float().std()),
-        low=float(scale.min()),
-        high=float(scale.max()),
-    )
-    return latents
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--out", type=Path, help="also save the VAE as float16 pieces and a picture here")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--vae-minutes", type=float, default=2.2)
-    parser.add_argument("--vae-batch", type=int, default=96)
-    parser.add_argument("--scenes", type=int, default=200_000)
-    parser.add_argument("--captions", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=14)
-    parser.add_argument("--log-every", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_float32_matmul_precision("high")
-    log = Log(args.run / "log.jsonl")
-    scenes = many_scenes(args.data, args.seed, args.scenes, args.captions, args.workers)
-    tokens = scenes.pop("tokens")
-    log(stage="scenes", count=len(tokens))
-    scenes = {key: value.to(args.device) for key, value in scenes.items()}
-    render = Renderer(args.data, args.device)
-    vae = train_vae(args, render, scenes, log)
-    latents = cache_latents(args, vae, render, scenes, log)
-    tokenizer = Qwen2TokenizerFast.from_pretrained(str(args.data / "tokenizer"))
-    empty = torch.tensor(encode_batch(tokenizer, [""], TEXT_LENGTH)[0], dtype=torch.int16)
-    torch.save(dict(latents=latents.cpu(), tokens=tokens, empty=empty), args.run / "cache.pt")
-    torch.save(vae.state_dict(), args.run / "vae.pt")
-    if args.out:
-        save_pieces(vae.state_dict(), args.out, "vae")
-        image = render({key: scenes[key][:16] for key in ("index", "place", "rgb")})
-        with torch.no_grad(), mixed_precision(args.device):
-            back = vae.decode(vae.encode(image).latent_dist.mode()).sample.float()
-        log(stage="vae-check", psnr=float(10 * torch.log10(4 / F.mse_loss(back, image))))
-        save_grid(torch.cat([image, back]), args.out / "vae.png", columns=8)
-    log(stage="vae-done")
+def run(arguments: list[str] | None = None) -> bool:
+    """The stage with command line `arguments`."""
+    parser = stage_parser(__doc__, minutes=3.6, seed=1)
+    parser.add_argument("--pieces", type=Path, help="go on from saved pieces")
+    parser.add_argument("--batch", type=int, default=0, help="cut-outs of 256 pixels a step")
+    parser.add_argument("--rate", type=float, default=1e-3)
+    args = finish_arguments(parser.parse_args(arguments))
+    args.batch = args.batch or (1 if args.tiny else 24)
+    return vae_stage(args)
 
 
 if __name__ == "__main__":
-    main()
+    Signals.watch()
+    run()
