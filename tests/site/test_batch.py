@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def lines(path: Path, *jobs: dict) -> Path:
 def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `build.py generate`."""
     capsys.readouterr()
-    code = build.main(["generate", *map(str, arguments)])
+    with ThreadPoolExecutor(1) as own_thread:  # the session's browser has Playwright's loop in this one
+        code = own_thread.submit(build.main, ["generate", *map(str, arguments)]).result()
     return code, *capsys.readouterr()
 
 
