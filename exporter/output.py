@@ -14,16 +14,23 @@ from exporter.errors import BadArguments, BadBundle
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
+    """`swapped_folder` for a bundle: replaces a bundle or an empty folder, refuses any other content."""
+    if out.exists() and not _replaceable(out):
+        raise BadArguments(
+            f"{out.resolve()}: expected a new folder or a bundle to replace, found something else; nothing was changed"
+        )
+    with swapped_folder(out) as work:
+        yield work
+
+
+@contextmanager
+def swapped_folder(out: Path) -> Iterator[Path]:
     """Yield a hidden folder beside `out` that takes the place of `out` at the end, all or nothing.
 
-    An existing bundle at `out` is replaced. Raises BadArguments for any other content at `out` and for
+    Whatever was at `out` is replaced; after an error it is there as before. Raises BadArguments for
     places that cannot be written.
     """
     out = out.resolve()
-    if out.exists() and not _replaceable(out):
-        raise BadArguments(
-            f"{out}: expected a new folder or a bundle to replace, found something else; nothing was changed"
-        )
     work = out.parent / f".{out.name}.{os.getpid()}.partial"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

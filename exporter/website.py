@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from exporter.bundle import Bundle
-from exporter.errors import BadArguments, BitbrushError
+from exporter.errors import BadArguments
+from exporter.output import swapped_folder
 from exporter.packages import ROOT
 from exporter.pages import write_pages
 from exporter.publish import FILE_NAME, dump_json, open_bundle, write_kernels, write_model
@@ -140,28 +138,6 @@ def read_stamp(out: Path) -> dict[str, Any] | None:
         return None
 
 
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside `out` that takes its place at the end, or vanishes after an error."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        reason = error.strerror or error
-        raise BadArguments(f"{out}: expected a folder that can be written, found {reason}") from error
-    try:
-        new, old = work / "new", work / "old"
-        new.mkdir()
-        yield new
-        if out.exists():
-            out.rename(old)
-        new.rename(out)
-    except OSError as error:
-        raise BitbrushError(f"{out}: expected to write a site, found {error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def build_site(bundles: Sequence[Path], out: Path, options: SiteOptions | None = None) -> list[dict[str, Any]]:
     """Build the site of some bundles, unless `out` already holds the same.
 
@@ -190,7 +166,7 @@ def build_site(bundles: Sequence[Path], out: Path, options: SiteOptions | None =
     made_from = _make_stamp(folders, options)
     if earlier == made_from:
         return json.loads((out / "models" / "index.json").read_text("utf-8"))
-    with _new_folder(out) as new:
+    with swapped_folder(out) as new:
         entries = _write_site(new, opened, options)
         dump_json(new / STAMP, made_from)
     return entries

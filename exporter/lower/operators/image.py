@@ -48,13 +48,7 @@ def conv(low: Lowering, node: ir.Node) -> None:
     kind = "f16" if weight.dtype == ir.DataType.FLOAT16 else "f32"
     source = weight.name.removesuffix(".weight")
     if height == 1:
-        pixels, emitted = product(x.shape[2:]), []
-        for view, count in ((x, channels), (y, out)):
-            columns = sympy.Integer(count)
-            emitted.append(
-                Rows(View(view.operand, (pixels, columns), (columns, sympy.Integer(1)), view.offset), columns)
-            )
-        emit_linear(low, source, *emitted, (kind, {"weight": weight.name}), 0, bias)
+        emit_linear(low, source, _pixel_rows(x), _pixel_rows(y), (kind, {"weight": weight.name}), 0, bias)
         return
     bindings = {"x": x, "weight": weight.name} | ({"bias": bias.name} if bias is not None else {})
     low.dispatch(
