@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from tests.test_pocket_eval import THINGS
 from training.captions import COLOURS
-from training.eval import detector, layouts, prompts, recognise, renders, score
+from training.eval import contact_sheet, detector, layouts, prompts, recognise, renders, score
 from training.eval.judge import Detection, Seen, satisfies
 from training.eval.prompts import CLASSES, Truth
 from training.scenes import Renderer, scene_arrays
@@ -228,3 +228,19 @@ def test_pictures_of_a_batch_are_the_pipelines_own(pipeline_folder, tmp_path):
     back = [image for _, image in score.read(tmp_path, asked[:3], "cpu")]
     assert torch.allclose(torch.cat(back), drawn[0][1], atol=1e-6)
     assert not torch.equal(back[0], back[1])
+
+
+def test_a_contact_sheet_shows_every_model_beside_the_others(data, pipeline_folder, tmp_path, monkeypatch, capsys):
+    asked = prompts.build(THINGS, 8)
+    monkeypatch.setattr(contact_sheet, "build", lambda objects: asked)
+    out = tmp_path / "sheet.png"
+    folders = [str(pipeline_folder)] * 2
+    contact_sheet.main(
+        ["--data", str(data), "--pipelines", *folders, "-o", str(out), "--size", "48", "32", "--device", "cpu"]
+    )
+    sheet = np.asarray(Image.open(out)).reshape(6, 32, 4, 48, 3)
+    assert (sheet[:, :, 0] == sheet[:, :, 1]).all() and (sheet[:, :, 2] == sheet[:, :, 3]).all()
+    assert (sheet[:, :, 0] != sheet[:, :, 2]).any()
+    lines = capsys.readouterr().out.splitlines()
+    by_id = {prompt.id: prompt.text for prompt in asked}
+    assert lines == [f"{by_id[f'{kind}-005-en']} | {by_id[f'{kind}-006-zh']}" for kind in prompts.CLASSES]

@@ -105,7 +105,7 @@ def test_an_interrupted_teacher_ends_with_the_same_weights(data, finished, tmp_p
     assert not teacher.run(options(data, parts, "--steps", "8", "--stop-after", "2"))
     assert load_checkpoint(parts / "run" / "teacher.pt")["step"] == 2
     assert not teacher.run(options(data, parts, "--steps", "8", "--stop-after", "5"))
-    assert load_checkpoint(parts / "run" / "teacher.pt")["rounded"]
+    assert load_checkpoint(parts / "run" / "teacher.pt")["step"] == 7
     assert teacher.run(options(data, parts, "--steps", "8"))
     one, other = (load_checkpoint(folder / "run" / "teacher-final.pt") for folder in (whole, parts))
     assert same(one["transformer"], other["transformer"]) and same(one["text"], other["text"])
@@ -138,6 +138,18 @@ def test_rollouts_add_to_what_an_earlier_call_recorded(data, finished, tmp_path)
     assert rollouts.run([*call, "--steps", "2"])
     states = load_checkpoint(folder / "run" / "rollouts.pt")["buckets"][256, 256]["states"]
     assert states.shape[1:] == (5, 64, 16, 16) and torch.isfinite(states).all()
+
+
+def test_more_time_trains_the_pieces_of_a_complete_run_further(data, finished, tmp_path):
+    for steps, folder, more in ((3, "first", ()), (5, "second", ("--pieces", str(tmp_path / "first" / "out")))):
+        assert vae.run(options(data, tmp_path / folder, "--steps", str(steps), *more))
+        copy = copied(finished, tmp_path / f"{folder}-teacher", "vae.pt", "cache-*.pt")
+        pieces = [str(tmp_path / "first-teacher" / "out") if word.endswith("out") else word for word in more]
+        assert teacher.run(options(data, copy, "--steps", str(steps), *pieces))
+    assert load_checkpoint(tmp_path / "second" / "run" / "vae-train.pt")["fresh"] == 3
+    assert load_checkpoint(tmp_path / "second" / "run" / "vae.pt")["step"] == 5
+    assert load_checkpoint(tmp_path / "second-teacher" / "run" / "teacher.pt")["fresh"] == 3
+    assert load_checkpoint(tmp_path / "second-teacher" / "run" / "teacher-final.pt")["step"] == 5
 
 
 def test_a_teacher_goes_on_from_the_pieces_of_a_lost_run(data, finished, tmp_path):

@@ -1,6 +1,6 @@
-"""Last stage (CPU): make complete diffusers folders from the saved pieces, and a contact sheet of each.
+"""Last stage (CPU): make complete diffusers folders from the saved pieces.
 
-    python -m training.assemble --data DIR --pieces DIR [DIR...] --models DIR [--sheet]
+    python -m training.assemble --data DIR --pieces DIR [DIR...] --models DIR
 
 Writes models/{dense,binary,ternary}; a piece is taken from the first of the folders that has it. The text
 encoder is stored as float32 so that its 4-bit values (code * scale + offset) are exact; rounding them again
@@ -11,35 +11,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from diffusers import Flux2KleinPipeline
 
-from .model import TEXT_LAYERS, TEXT_LENGTH, build_text_encoder, build_transformer, build_vae, save_pipeline
+from .model import build_text_encoder, build_transformer, build_vae, save_pipeline
 from .quantize import final_text_state, unpack_state, unpack_text
-from .samples import PROMPTS
-from .sheet import save_grid
 from .storage import load_pieces, piece_notes
 from .tokenizer import load_tokenizer
-
-
-def contact_sheet(folder: Path, path: Path) -> None:
-    """Two prompts a row, seeds 0..3 each, drawn by the stock pipeline."""
-    pipeline = Flux2KleinPipeline.from_pretrained(str(folder))
-    pipeline.set_progress_bar_config(disable=True)
-    images = []
-    for prompt in PROMPTS:
-        for seed in range(4):
-            image = pipeline(
-                prompt=prompt,
-                height=256,
-                width=256,
-                num_inference_steps=4,
-                max_sequence_length=TEXT_LENGTH,
-                text_encoder_out_layers=TEXT_LAYERS,
-                generator=torch.Generator().manual_seed(seed),
-                output_type="pt",
-            ).images
-            images.append(image * 2 - 1)
-    save_grid(torch.cat(images), path, columns=8)
 
 
 def first_pieces(folders: list[Path], stem: str) -> dict[str, torch.Tensor]:
@@ -56,7 +32,6 @@ def main() -> None:
     parser.add_argument("--pieces", type=Path, nargs="+", required=True)
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--kinds", nargs="+", default=["dense", "binary", "ternary"])
-    parser.add_argument("--sheet", action="store_true", help="also draw models/<kind>.png")
     parser.add_argument("--tiny", action="store_true", help="the pieces are of a dry run")
     args = parser.parse_args()
     tokenizer = load_tokenizer(args.data)
@@ -73,8 +48,6 @@ def main() -> None:
         transformer.load_state_dict(pieces if kind in ("dense", "teacher") else unpack_state(pieces))
         save_pipeline(args.models / kind, vae, text_encoder, tokenizer, transformer)
         print(f"wrote {args.models / kind}")
-        if args.sheet:
-            contact_sheet(args.models / kind, args.models / f"{kind}.png")
 
 
 if __name__ == "__main__":

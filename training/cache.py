@@ -60,6 +60,7 @@ def scenes_stage(args: argparse.Namespace) -> bool:
         return True
     counts = TINY_SCENES if args.tiny else SCENES
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is enough
+    os.nice(10)  # the VAE's graph is compiled meanwhile
     pool = None if args.tiny else ProcessPoolExecutor(args.workers)
     result = {}
     for number, (size, count) in enumerate(counts.items()):

@@ -103,12 +103,11 @@ def sample(
     """
     x, states, last = noise, [noise], None
     for high, low in zip(sigmas, sigmas[1:], strict=False):
-        if empty is None:
-            v = velocity(x, torch.full((len(x),), high, device=x.device), text)
-        else:
-            both = torch.cat([text, empty.to(text).expand_as(text)])
-            v, base = velocity(x.repeat(2, 1, 1, 1), torch.full((2 * len(x),), high, device=x.device), both).chunk(2)
-            v = base + (guidance if interval[0] <= high <= interval[1] else 1.0) * (v - base)
+        level = torch.full((len(x),), high, device=x.device)
+        v = velocity(x, level, text)
+        if empty is not None and interval[0] <= high <= interval[1]:
+            base = velocity(x, level, empty.to(text).expand_as(text))
+            v = base + guidance * (v - base)
         step = low - high
         slope = v if last is None or not second_order else v + step / (2 * last[1]) * (v - last[0])
         x, last = x + step * slope, (v, step)

@@ -13,7 +13,7 @@ import torch
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 BLOCK_MATRIX = re.compile(r"(.*\.)?(transformer_blocks|single_transformer_blocks|layers)\.\d+\..*weight")
-MUON_FACTOR = 4.0  # Muon's rate over AdamW's
+MUON_FACTOR = 3.0  # Muon's rate over AdamW's
 
 
 def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

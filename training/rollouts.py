@@ -22,9 +22,9 @@ from .storage import load_checkpoint, need, save_checkpoint
 from .teacher import empty_prompt
 from .tokenizer import load_tokenizer
 
-PARTS = (2, 2, 3, 7)  # teacher steps inside each of the four sampler steps
+PARTS = (2, 2, 2, 4)  # teacher steps inside each of the four sampler steps
 INTERVAL = (0.25, 0.995)  # noise levels with guidance
-OTHERS_SHARE = 0.2
+OTHERS_SHARE = 0.3
 
 
 @torch.no_grad()

@@ -26,14 +26,14 @@ from .common import Log, free_gpu  # noqa: E402
 from .eval import recognise  # noqa: E402
 
 SHARES = {  # of the total time
-    "vae": 0.14,
-    "latents": 0.052,
-    "recogniser": 0.064,
-    "teacher": 0.412,
-    "rollouts": 0.052,
-    "dense": 0.07,
-    "ternary": 0.1,
-    "binary": 0.11,
+    "vae": 0.22,
+    "latents": 0.065,
+    "recogniser": 0.055,
+    "teacher": 0.37,
+    "rollouts": 0.05,
+    "dense": 0.06,
+    "ternary": 0.09,
+    "binary": 0.09,
 }
 INDEPENDENT = ("recogniser", "dense", "ternary", "binary")  # what follows can do without them
 WORTH_STARTING = 45.0  # seconds of a call that are too few for another stage to load and compile
@@ -58,7 +58,7 @@ def stage_runners() -> dict:
 def stage_arguments(args: argparse.Namespace, name: str, until: float) -> list[str]:
     """The command line of a stage."""
     result = ["--data", str(args.data), "--run", str(args.run), "--until", str(until)]
-    result += ["--minutes", str(args.total * SHARES[name]), "--device", args.device]
+    result += ["--minutes", str(args.minutes.get(name, args.total * SHARES[name])), "--device", args.device]
     result += ["--steps", str(args.steps)] if args.steps else []
     result += ["--tiny"] if args.tiny else []
     result += [] if args.compile else ["--no-compile"]
@@ -69,6 +69,14 @@ def stage_arguments(args: argparse.Namespace, name: str, until: float) -> list[s
     if name == "teacher":
         result += ["--optimizer", args.optimizer]
     return result
+
+
+def stage_minutes(text: str) -> tuple[str, float]:
+    """ "vae=5.5" -> ("vae", 5.5)."""
+    name, _, minutes = text.partition("=")
+    if name not in SHARES:
+        raise argparse.ArgumentTypeError(f"expected STAGE=N with one of {', '.join(SHARES)}, found {text}")
+    return name, float(minutes)
 
 
 def start_scenes(args: argparse.Namespace) -> subprocess.Popen | None:
@@ -128,6 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--total", type=float, default=25.0, help="minutes of all stages together")
+    parser.add_argument("--minutes", type=stage_minutes, nargs="+", metavar="STAGE=N", help="instead of its share")
     parser.add_argument("--call-minutes", type=float, default=math.inf, help="end this call after so many minutes")
     parser.add_argument("--only", nargs="+", choices=SHARES, help="only these stages")
     parser.add_argument("--pieces", type=Path, help="pieces of an earlier run to go on from")
@@ -138,6 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=0, help="steps a stage instead of minutes")
     parser.add_argument("--out-megabytes", type=float, default=64.0, help="most that `out` may hold")
     args = parser.parse_args(arguments)
+    args.minutes = dict(args.minutes or ())
     if args.tiny:
         args.device, args.steps = "cpu", args.steps or 4
     Signals.watch()

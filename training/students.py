@@ -37,7 +37,7 @@ KINDS = ("dense", "binary", "ternary")
 RATES = {"dense": 3e-4, "binary": 8e-4, "ternary": 8e-4}
 STEP_SHARES = (0.16, 0.18, 0.24, 0.42)  # how often each of the four steps is trained
 OWN_FROM = 0.5  # progress from which the student's own states are used
-OTHERS_SHARE = 0.15
+OTHERS_SHARE = 0.3
 
 
 class Trajectories:

@@ -56,7 +56,7 @@ class Teacher:
         self.parameters = [p for module in modules for p in module.parameters()]
         self.optimizer = make_optimizer(args.optimizer, modules, device)
         self.ema = Ema(modules, args.average)
-        self.rounded, self.step, self.seconds = False, 0, 0.0
+        self.rounded, self.step, self.fresh, self.seconds = False, 0, 0, 0.0
 
     def restore(self) -> None:
         """Go on from run/teacher.pt, or else from saved pieces if there are some."""
@@ -71,10 +71,9 @@ class Teacher:
             self.transformer.load_state_dict(load_pieces(pieces, "teacher"))
             self.text_encoder.load_state_dict(unpack_text(load_pieces(pieces, "text")), strict=False)
             torch._foreach_copy_(self.ema.average, self.ema.source)
+            state["fresh"] = state["step"]  # its optimizer starts anew
         if state:
-            self.step, self.seconds = state.get("step", 0), state.get("seconds", 0.0)
-            if state.get("rounded"):
-                self.round()
+            self.step, self.fresh, self.seconds = state["step"], state["fresh"], state["seconds"]
 
     def round(self) -> None:
         """From now on compute with the encoder's 4-bit weights."""
@@ -83,7 +82,7 @@ class Teacher:
 
     def save(self, step: int, complete: bool, seconds: float) -> None:
         """Checkpoint, and what the averages are worth so far as pieces."""
-        args, facts = self.args, dict(step=step, seconds=seconds, complete=complete, rounded=self.rounded)
+        args, facts = self.args, dict(step=step, seconds=seconds, complete=complete)
         self.ema.swap()
         transformer = final_transformer_state(self.transformer, None)
         text = self.text_encoder.state_dict()
@@ -101,6 +100,7 @@ class Teacher:
             text=self.text_encoder.state_dict(),
             optimizer=self.optimizer.state_dict(),
             ema=self.ema.state_dict(),
+            fresh=self.fresh,
             **facts,
         )
         save_checkpoint(state, args.run / "teacher.pt")
@@ -133,7 +133,7 @@ def train(args: argparse.Namespace) -> bool:
             teacher.round()
         latents, ids = buckets[size].draw(batch_for(size, args.batch), progress)
         ids = torch.where(torch.rand(len(ids), 1, device=device) < EMPTY_SHARE, empty[None], ids)
-        set_rate(teacher.optimizer, learning_rate(args.rate, step, progress, warmup=args.warmup))
+        set_rate(teacher.optimizer, learning_rate(args.rate, step - teacher.fresh, progress, warmup=args.warmup))
         loss = teacher.loss(latents, ids, velocity, size in (SMALL, NATIVE))
         teacher.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -159,7 +159,7 @@ def run(arguments: list[str] | None = None) -> bool:
     parser = stage_parser(__doc__, minutes=11.0, seed=2)
     parser.add_argument("--pieces", type=Path, help="go on from saved pieces if there is no checkpoint")
     parser.add_argument("--batch", type=int, default=0, help="pictures of 256x256 a step")
-    parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's peak rate; Muon's is four times that")
+    parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's peak rate; Muon's is three times that")
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--average", type=float, default=0.9992, help="decay of the moving averages")

@@ -4,7 +4,7 @@
 
 Writes run/vae.pt (and run/vae-train.pt while it trains), out/vae-0.safetensors and out/vae.png.
 
-The loss is L1, L1 of edges, a little KL and, for a quarter, scale equivariance: latents averaged 2x2 must
+The loss is L1, L1 of edges, a little KL and, with a small weight, scale equivariance: latents averaged 2x2 must
 decode to the picture averaged 2x2 ("Improving the Diffusability of Autoencoders", arXiv 2502.14831; the
 idea also of EQ-VAE, arXiv 2502.09509). Latents then carry coarse shapes at low frequencies and little else at
 high ones, which is what makes them easy to model; it also ties the sizes together, because half a picture's
@@ -31,7 +31,7 @@ from .sheet import save_grid
 from .storage import limit_folder, load_checkpoint, load_pieces, piece_notes, save_checkpoint, save_pieces
 
 CUT, TINY_CUT = 256, 64  # pixels of a cut-out, encoded as four quarters
-WHOLE_FROM = 0.86  # from this progress on: whole pictures, not compiled
+WHOLE_FROM = 0.92  # from this progress on: whole pictures, not compiled
 WHOLE_SIZES = ((256, 256), (256, 256), (192, 288), (384, 256), (384, 384))
 TINY_SIZES = ((64, 64), (64, 96))
 TRAIN_SCENES, CHECK_SCENES = 20_000, 64
@@ -55,7 +55,7 @@ def error(result: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     return difference.abs().mean() + 0.5 * (across.abs().mean() + down.abs().mean())
 
 
-def vae_loss(vae, image: torch.Tensor, half_share: float = 0.25) -> tuple[torch.Tensor, torch.Tensor]:
+def vae_loss(vae, image: torch.Tensor, half_share: float = 0.15) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, mean squared error) of images [B, 3, 2h, 2w] in -1..1, trained as 4B pictures [3, h, w]."""
     parts = quarters(image).contiguous(memory_format=torch.channels_last)
     mean, logvar = vae.quant_conv(vae.encoder(parts)).float().chunk(2, dim=1)
@@ -123,17 +123,18 @@ def vae_stage(args: argparse.Namespace) -> bool:
     clock = Clock(args.minutes, args.steps, state["seconds"] if state else 0.0, args.until)
     torch.manual_seed(args.seed)
     vae = build_vae(args.tiny).to(device, memory_format=torch.channels_last)
-    optimizer, step = adamw(vae.parameters(), device, weight_decay=1e-4), 0
+    optimizer, step, fresh = adamw(vae.parameters(), device, weight_decay=1e-4), 0, 0
     if state:
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
+        step, fresh = state["step"], state["fresh"]
     elif args.pieces and (notes := piece_notes(args.pieces, "vae")) is not None:
         vae.load_state_dict(load_pieces(args.pieces, "vae"))
-        step, clock.used = notes.get("step", 0), notes.get("seconds", 0.0)
-        if notes.get("complete", True):
+        step, clock.used = notes["step"], notes["seconds"]
+        if clock.progress(step) >= 1:
             save_checkpoint(dict(vae=vae.state_dict(), step=step, tiny=args.tiny), args.run / "vae.pt")
             return True
+        fresh = step  # its optimizer starts anew
     scenes = to_device(many_scenes(args.data, args.seed + 500, 6 if args.tiny else TRAIN_SCENES, 0), device)
     render = Renderer(args.data, device)
     cut, sizes = (TINY_CUT, TINY_SIZES) if args.tiny else (CUT, WHOLE_SIZES)
@@ -147,7 +148,7 @@ def vae_stage(args: argparse.Namespace) -> bool:
         rows = torch.randint(len(scenes["rgb"]), (count,), device=device)
         window = None if whole else random_windows(count, device)
         image = render({key: value[rows] for key, value in scenes.items()}, size, window)
-        set_rate(optimizer, learning_rate(args.rate, step, progress, warmup=100, flat=0.5))
+        set_rate(optimizer, learning_rate(args.rate, step - fresh, progress, warmup=100, flat=0.5))
         with mixed_precision(device):
             loss, squared = whole_loss(vae, image) if whole else loss_of(vae, image)
         optimizer.zero_grad(set_to_none=True)
@@ -164,9 +165,8 @@ def vae_stage(args: argparse.Namespace) -> bool:
         if args.out:  # the piece first: nothing else can make up for it
             save_pieces(vae.state_dict(), args.out, "vae", notes=facts)
             limit_folder(args.out, args.out_megabytes)
-        save_checkpoint(
-            dict(vae=vae.state_dict(), optimizer=optimizer.state_dict(), **facts), args.run / "vae-train.pt"
-        )
+        weights = dict(vae=vae.state_dict(), optimizer=optimizer.state_dict(), fresh=fresh)
+        save_checkpoint(weights | facts, args.run / "vae-train.pt")
         if complete:
             save_checkpoint(dict(vae=vae.state_dict(), step=step, tiny=args.tiny), args.run / "vae.pt")
 
