@@ -13,7 +13,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -77,9 +78,13 @@ def make_parser() -> Parser:
     draw.add_argument("--latents-out", type=Path, help="write f32 [steps, image_tokens, channels] as .npy")
     draw.add_argument("--json", action="store_true", help="print the facts as JSON")
 
-    export = verbs.add_parser("export", help="make a bundle of a diffusers folder (needs the extra 'export')")
-    export.add_argument("checkpoint", type=Path)
-    export.add_argument("--weights", required=True, metavar="binary|ternary|keep")
+    export = verbs.add_parser("export", help="make a bundle of a checkpoint (needs the extra 'export')")
+    source = export.add_mutually_exclusive_group(required=True)
+    source.add_argument("checkpoint", nargs="?", help="a folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub")
+    source.add_argument("--synthetic", choices=("klein-4b",), help="random weights in this model's shapes instead")
+    export.add_argument(
+        "--weights", required=True, choices=("binary", "ternary", "keep"), metavar="binary|ternary|keep"
+    )
     export.add_argument("-o", "--out", type=Path, required=True)
     export.add_argument("--encoder-bits", type=int, choices=(4, 8, 16), default=4)
     export.add_argument("--encoder-layers", type=_layers, default=None, help="default 9,18,27")
@@ -231,38 +236,51 @@ def _site_for(bundles: list[Path], manifest: dict[str, Any]) -> tuple[Path, dict
 
 
 def export(arguments: argparse.Namespace) -> None:
+    from exporter import hub
     from exporter.bundle import export_bundle
 
     for needed in ("torch", "diffusers", "transformers"):
         if importlib.util.find_spec(needed) is None:
             raise BitbrushError(f"export: expected the Python package {needed}, found none: pip install -e '.[export]'")
-    made = export_bundle(
-        arguments.checkpoint,
-        arguments.out,
-        weights=arguments.weights,
-        encoder_bits=arguments.encoder_bits,
-        layers=arguments.encoder_layers,
-        progress=_export_progress(),
-    )
+    checkpoint, origin = arguments.checkpoint, {}
+    with ExitStack() as opened:
+        if arguments.synthetic:
+            from exporter.synthetic import open_synthetic
+
+            shapes = open_synthetic(arguments.synthetic, weights=arguments.weights, encoder_bits=arguments.encoder_bits)
+            checkpoint = opened.enter_context(shapes)
+        elif hub.is_id(checkpoint):
+            with _bar("B") as progress:
+                fetched = hub.fetch(checkpoint, progress=progress)
+            checkpoint, origin = fetched.path, {"source": fetched.id, "commit": fetched.commit}
+        with _bar("values") as progress:
+            made = export_bundle(
+                checkpoint,
+                arguments.out,
+                weights=arguments.weights,
+                encoder_bits=arguments.encoder_bits,
+                layers=arguments.encoder_layers,
+                progress=progress,
+                **origin,
+            )
     for note in made.notes:
         print(note, file=sys.stderr)
     print(f"{made.folder}: {made.bytes / 1e6:.1f} MB of weights")
 
 
-def _export_progress() -> Callable[[str, int, int], None]:
-    """Shows the values stored so far as a bar on stderr."""
+@contextmanager
+def _bar(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr, and what to call with (what, units done, units in all)."""
     from tqdm import tqdm
 
-    bar = tqdm(unit="values", unit_scale=True, disable=None)
+    with tqdm(unit=unit, unit_scale=True, disable=None) as bar:
 
-    def show(what: str, done: int, total: int) -> None:
-        bar.total = total
-        bar.set_description(what, refresh=False)
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
+        def show(what: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_description(what, refresh=False)
+            bar.update(done - bar.n)
 
-    return show
+        yield show
 
 
 def site(arguments: argparse.Namespace) -> None:

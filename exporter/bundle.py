@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter import manifest as manifests
-from exporter.checkpoint import CONFIG_FILES, Checkpoint, read_json
+from exporter.checkpoint import CONFIG_FILES, Checkpoint
 from exporter.configs import choose_layers, downscale, picture_sizes
 from exporter.errors import BadArguments, BadBundle
+from exporter.jsonfile import read_json
 from exporter.output import new_folder
 from exporter.shards import LIMIT, ShardReader, ShardWriter
+from exporter.storage import Stored, StoredTensor
 
 if TYPE_CHECKING:
     from exporter.graph import ComponentGraph
@@ -38,7 +41,7 @@ class Exported:
 
 
 def export_bundle(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Checkpoint,
     out: str | Path,
     *,
     weights: str,
@@ -46,11 +49,13 @@ def export_bundle(
     layers: tuple[int, ...] | None = None,
     shard_limit: int = LIMIT,
     progress: Progress = lambda what, done, total: None,
+    source: str | None = None,
+    commit: str | None = None,
 ) -> Exported:
-    """Write the bundle of a diffusers folder.
+    """Write the bundle of a diffusers folder or a pack.
 
     Args:
-        checkpoint: folder of a `Flux2KleinPipeline`.
+        checkpoint: folder of a `Flux2KleinPipeline`, or an opened one.
         out: folder to write; an existing bundle is replaced, any other folder with content refused.
             Its name, without a trailing `-WEIGHTS`, is the bundle's name; that of its parent
             if it is called WEIGHTS.
@@ -59,6 +64,7 @@ def export_bundle(
         layers: hidden states of the text encoder to stack; klein's 9, 18, 27 if None.
         shard_limit: bytes of a shard at most.
         progress: called with ("graphs", 0, total), then with tensor names and values stored so far.
+        source, commit: id and commit of the checkpoint on the Hub; the folder tells its source if None.
 
     Raises BadArguments or BadCheckpoint; then `out` is as it was, and nothing else is left behind.
     """
@@ -69,7 +75,7 @@ def export_bundle(
     from exporter.graph import export_graphs
     from exporter.prompt import text_settings
 
-    opened = Checkpoint(checkpoint)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
     layers = choose_layers(opened.configs, layers)
     text = text_settings(opened, layers)
     with new_folder(Path(out)) as folder:
@@ -78,6 +84,10 @@ def export_bundle(
         for component, graph in graphs.items():
             for tensor in graph.tensors:
                 opened.require(SOURCES[component], tensor.source, tensor.shape)
+        # The first matrix already tells a wrong --weights, before the text encoder is stored.
+        first = next((tensor for tensor in graphs["denoiser"].tensors if tensor.packed), None)
+        if first is not None:
+            _take(opened, "denoiser", first)
         writer = ShardWriter(folder, shard_limit)
         components, notes = _write_components(opened, graphs, folder, writer, progress)
         _copy_files(opened, folder)
@@ -88,7 +98,8 @@ def export_bundle(
             "name": re.sub(r"[^A-Za-z0-9._-]+", "-", name) or "model",
             "variant": weights,
             "weights": weights,
-            "source": _source(opened),
+            "source": source or _source(opened),
+            **({"commit": commit} if commit else {}),
             "license": _license(opened),
             "components": components,
             "shards": writer.shards,
@@ -124,7 +135,8 @@ def _write_components(
         records: dict[str, Any] = {}
         errors: dict[str, dict[str, float]] = {}
         for tensor in graph.tensors:
-            stored = tensor.store(opened.tensor(SOURCES[component], tensor.source))
+            stored = _take(opened, component, tensor) if tensor.packed else None
+            stored = stored or tensor.store(opened.tensor(SOURCES[component], tensor.source))
             for name, part in stored.parts.items():
                 records[name] = writer.add(name, part)
             if tensor.packed:
@@ -144,6 +156,22 @@ def _write_components(
     return components, notes
 
 
+def _take(opened: Checkpoint, component: str, tensor: StoredTensor) -> Stored | None:
+    """A matrix that the checkpoint holds packed as the graph wants it; None if it must be packed anew.
+
+    Raises BadArguments where one is binary and the other ternary.
+    """
+    source = SOURCES[component]
+    given = opened.given(source, tensor.source)
+    low_bit = ("binary", "ternary")
+    if given is not None and given.kind in low_bit and tensor.kind in low_bit and given.kind != tensor.kind:
+        raise BadArguments(
+            f"--weights: expected {given.kind}, as {opened.label(source, tensor.source)} holds {tensor.source},"
+            f" found {tensor.kind}"
+        )
+    return tensor.take(given)
+
+
 def _packing_note(kind: str, errors: dict[str, float]) -> str:
     lossy = {name: error for name, error in errors.items() if error > 0}
     if not lossy:
@@ -156,7 +184,7 @@ def _packing_note(kind: str, errors: dict[str, float]) -> str:
 
 
 def _copy_files(opened: Checkpoint, folder: Path) -> None:
-    """Tokenizer, configs and licence texts, as the checkpoint has them."""
+    """Tokenizer, configs and licence texts of the checkpoint, where a diffusers folder has them."""
     (folder / "tokenizer").mkdir()
     for file in opened.tokenizer_files:
         shutil.copyfile(file, folder / "tokenizer" / file.name)
@@ -164,11 +192,13 @@ def _copy_files(opened: Checkpoint, folder: Path) -> None:
         from exporter.prompt import open_tokenizer
 
         # The browser reads tokenizer.json alone; older folders have vocab.json and merges.txt.
-        open_tokenizer(opened.path / "tokenizer").backend_tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    for file in ("model_index.json", *CONFIG_FILES.values()):
+        tokenizer = open_tokenizer(opened.tokenizer_folder)
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    configs = {file: opened.configs[component] for component, file in CONFIG_FILES.items()}
+    for file, config in {"model_index.json": opened.index, **configs}.items():
         target = folder / "configs" / file
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(opened.path / file, target)
+        target.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for file in opened.license_files:
         shutil.copyfile(file, folder / file.name)
 

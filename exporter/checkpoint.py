@@ -1,4 +1,7 @@
-"""A checkpoint on disk: a diffusers folder of a `Flux2KleinPipeline`, read lazily.
+"""A checkpoint on disk: a diffusers folder of a `Flux2KleinPipeline` or a pack made of one, read lazily.
+
+A pack holds the same components under names such as `transformer-packed-mflux`, with low-bit weights in a
+format of its own; what a component's files are is found by looking at them (exporter/sources).
 
 Opening parses and checks the configs and the headers of the weight files. Tensors are read one at a
 time with `Checkpoint.tensor`, so memory holds the largest tensor, never the model.
@@ -6,7 +9,6 @@ time with `Checkpoint.tensor`, so memory holds the largest tensor, never the mod
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,49 @@ import numpy as np
 
 from exporter.configs import check_configs
 from exporter.errors import BadCheckpoint
-from exporter.tensorfile import Entry, TensorFile
+from exporter.jsonfile import read_json
+from exporter.sources import WEIGHT_FILES, open_component
+from exporter.sources.source import Given, Source
 
 PIPELINE = "Flux2KleinPipeline"
+# Where a diffusers folder and a bundle's configs/ have the configs.
 CONFIG_FILES = {
     "transformer": "transformer/config.json",
     "text_encoder": "text_encoder/config.json",
     "vae": "vae/config.json",
     "scheduler": "scheduler/scheduler_config.json",
 }
-WEIGHT_FILES = {
-    "transformer": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
+# What a diffusers folder's model_index.json says; those of packs leave it out.
+INDEX = {
+    "_class_name": PIPELINE,
+    "is_distilled": True,
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen3ForCausalLM"],
+    "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+    "transformer": ["diffusers", "Flux2Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLFlux2"],
 }
+# FLUX.2-klein's scheduler_config.json, for packs that come without.
+KLEIN_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "_diffusers_version": "0.37.0.dev0",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "invert_sigmas": False,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "shift_terminal": None,
+    "stochastic_sampling": False,
+    "time_shift_type": "exponential",
+    "use_beta_sigmas": False,
+    "use_dynamic_shifting": True,
+    "use_exponential_sigmas": False,
+    "use_karras_sigmas": False,
+}
+# How a pack's own format is recorded; readers look it up, libraries that open the bundle must not.
+PACK_KEYS = ("quantization", "quantization_config")
 # What tokenizers are made of; anything else in the folder stays behind.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,11 +73,15 @@ LICENSE_PATTERNS = ("LICENSE*", "NOTICE*")
 
 
 class Checkpoint:
-    """A local diffusers folder.
+    """A local diffusers folder or pack.
 
-    configs          {transformer, text_encoder, vae, scheduler} -> parsed JSON, checked
-    tokenizer_files  paths of the tokenizer's files, sorted by name
-    license_files    licence and notice texts of the folder, which travel with the weights
+    index             model_index.json, with what packs leave out of it
+    folders           {transformer, text_encoder, vae} -> folder of the component
+    configs           {transformer, text_encoder, vae, scheduler} -> parsed JSON, checked, without the
+                      keys that record how a pack is packed
+    tokenizer_folder  where the tokenizer lies
+    tokenizer_files   paths of the tokenizer's files, sorted by name
+    license_files     licence and notice texts of the folder, which travel with the weights
 
     Weights live in the components transformer, text_encoder and vae. Names of the text encoder start
     with `model.` (as `Qwen3ForCausalLM` saves them) even where the files leave that out.
@@ -59,103 +94,97 @@ class Checkpoint:
         if not self.path.is_dir():
             found = "a file" if self.path.exists() else "nothing"
             raise BadCheckpoint(f"{self.path}: expected a folder with a diffusers pipeline, found {found}")
-        self.index = read_json(self.path / "model_index.json", "model_index.json", hint=f" of a {PIPELINE}")
-        if self.index.get("_class_name") != PIPELINE:
+        index = read_json(self.path / "model_index.json", "model_index.json", hint=f" of a {PIPELINE}")
+        if index.get("_class_name") != PIPELINE:
             raise BadCheckpoint(
-                f"model_index.json: expected _class_name {PIPELINE}, found {self.index.get('_class_name')!r}"
+                f"model_index.json: expected _class_name {PIPELINE}, found {index.get('_class_name')!r}"
             )
-        self.configs: dict[str, dict[str, Any]] = {
-            component: read_json(self.path / file, file) for component, file in CONFIG_FILES.items()
-        }
+        # `is_distilled` is left out by folders of the base model too: only an index without components is a pack's.
+        self.index = index if set(WEIGHT_FILES) & set(index) else {**INDEX, **index}
+        self.folders = {component: self._find_folder(component) for component in WEIGHT_FILES}
+        self.configs: dict[str, dict[str, Any]] = self._read_configs()
         check_configs(self.configs)
-        folder = self.path / "tokenizer"
-        self.tokenizer_files = [folder / name for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()]
-        names = {file.name for file in self.tokenizer_files}
-        if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
-            raise BadCheckpoint("tokenizer: expected tokenizer.json, or vocab.json and merges.txt; found neither")
+        self.tokenizer_folder, self.tokenizer_files = self._find_tokenizer()
         self.license_files = sorted(file for pattern in LICENSE_PATTERNS for file in self.path.glob(pattern))
-        self._files = {component: self._open(component) for component in WEIGHT_FILES}
+        self._sources: dict[str, Source] = {
+            component: open_component(folder, component) for component, folder in self.folders.items()
+        }
+        self._stored_names = {component: self._canonical_names(component) for component in WEIGHT_FILES}
 
     def names(self, component: str) -> list[str]:
         """Names of all tensors of a component, sorted."""
-        return sorted(self._files[component])
+        return sorted(self._stored_names[component])
 
     def shape(self, component: str, name: str) -> tuple[int, ...]:
         """Shape of a tensor; raises BadCheckpoint if the component has none of that name."""
-        return self._entry(component, name).shape
+        return tuple(self._sources[component].shape(self._stored_name(component, name)))
+
+    def label(self, component: str, name: str) -> str:
+        """The file that holds a tensor, as messages call it."""
+        return self._sources[component].label(self._stored_name(component, name))
 
     def require(self, component: str, name: str, shape: tuple[int, ...]) -> None:
         """Check that a tensor is there and has the shape that the configs ask for."""
         found = self.shape(component, name)
         if found != tuple(shape):
-            file, _ = self._files[component][name]
             raise BadCheckpoint(
-                f"{file.label}: tensor {name}: expected shape {list(shape)} from {component}/config.json,"
-                f" found {list(found)}"
+                f"{self.label(component, name)}: tensor {name}: expected shape {list(shape)} from"
+                f" {self.folders[component].name}/config.json, found {list(found)}"
             )
 
     def tensor(self, component: str, name: str) -> np.ndarray:
-        """Read one tensor as f32 (from BF16, F16, F32 or F64) in the checkpoint's layout."""
-        self._entry(component, name)
-        file, stored_name = self._files[component][name]
-        return file.read_f32(stored_name)
+        """Read one tensor as f32 in the checkpoint's layout; packed matrices come out de-quantized."""
+        return self._sources[component].tensor(self._stored_name(component, name))
 
-    def _entry(self, component: str, name: str) -> Entry:
-        if name not in self._files[component]:
-            known = self._files[component]
-            labels = sorted({file.label for file, _ in known.values()})
-            where = labels[0] if len(labels) == 1 else component
+    def given(self, component: str, name: str) -> Given | None:
+        """A matrix as the checkpoint holds it packed, None if it is not packed or not exact in float16."""
+        return self._sources[component].given(self._stored_name(component, name))
+
+    def _stored_name(self, component: str, name: str) -> str:
+        known = self._stored_names[component]
+        if name not in known:
+            labels = {self._sources[component].label(stored) for stored in known.values()}
+            where = labels.pop() if len(labels) == 1 else component
             raise BadCheckpoint(f"{where}: expected tensor {name}, found {len(known)} others")
-        file, stored_name = self._files[component][name]
-        return file.entries[stored_name]
+        return known[name]
 
-    def _open(self, component: str) -> dict[str, tuple[TensorFile, str]]:
-        """Canonical tensor name -> (file, name in the file)."""
-        single = f"{component}/{WEIGHT_FILES[component]}"
-        index = f"{single}.index.json"
-        if (self.path / index).is_file():
-            found = self._open_sharded(component, index)
-        elif (self.path / single).is_file():
-            file = TensorFile(self.path / single, single)
-            found = {name: (file, name) for name in file.entries}
+    def _canonical_names(self, component: str) -> dict[str, str]:
+        """Name that this class goes by -> name in the source."""
+        names = self._sources[component].names()
+        if component != "text_encoder" or any(name.startswith("model.") for name in names):
+            return {name: name for name in names}
+        return {name if name.startswith("lm_head.") else f"model.{name}": name for name in names}
+
+    def _find_folder(self, component: str) -> Path:
+        """The component's folder: of its very name, else the one whose name starts with it."""
+        if (self.path / component).is_dir():
+            return self.path / component
+        found = sorted(folder for folder in self.path.glob(f"{component}*") if folder.is_dir())
+        if len(found) != 1:
+            names = " and ".join(folder.name for folder in found) or "none"
+            raise BadCheckpoint(
+                f"{self.path}: expected a folder {component}, or one whose name starts so, found {names}"
+            )
+        return found[0]
+
+    def _read_configs(self) -> dict[str, dict[str, Any]]:
+        configs = {}
+        for component, folder in self.folders.items():
+            config = read_json(folder / "config.json", f"{folder.name}/config.json")
+            configs[component] = {key: value for key, value in config.items() if key not in PACK_KEYS}
+        scheduler = CONFIG_FILES["scheduler"]
+        if (self.path / scheduler).parent.is_dir():
+            configs["scheduler"] = read_json(self.path / scheduler, scheduler)
         else:
-            raise BadCheckpoint(f"{component}: expected {WEIGHT_FILES[component]} or its .index.json, found neither")
-        if component != "text_encoder" or any(name.startswith("model.") for name in found):
-            return found
-        return {name if name.startswith("lm_head.") else f"model.{name}": where for name, where in found.items()}
+            configs["scheduler"] = dict(KLEIN_SCHEDULER)
+        return configs
 
-    def _open_sharded(self, component: str, index: str) -> dict[str, tuple[TensorFile, str]]:
-        weight_map = read_json(self.path / index, index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise BadCheckpoint(f"{index}: expected a weight_map of tensor names, found {type(weight_map).__name__}")
-        files: dict[str, TensorFile] = {}
-        found = {}
-        for name, file_name in weight_map.items():
-            if not isinstance(file_name, str) or Path(file_name).name != file_name:
-                raise BadCheckpoint(
-                    f"{index}: tensor {name}: expected a file name in the same folder, found {file_name!r}"
-                )
-            if file_name not in files:
-                label = f"{component}/{file_name}"
-                files[file_name] = TensorFile(self.path / label, label)
-            if name not in files[file_name].entries:
-                raise BadCheckpoint(
-                    f"{component}/{file_name}: expected tensor {name} as {index} says, found it missing"
-                )
-            found[name] = (files[file_name], name)
-        return found
-
-
-def read_json(path: Path, label: str, hint: str = "") -> dict[str, Any]:
-    """Parse a JSON object; raises BadCheckpoint that calls the file `label`."""
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadCheckpoint(f"{path.parent}: expected {label}{hint}, found no such file") from None
-    except OSError as problem:
-        raise BadCheckpoint(f"{label}: expected a readable file, found: {problem.strerror}") from None
-    except (ValueError, RecursionError) as problem:
-        raise BadCheckpoint(f"{label}: expected JSON, found: {problem}") from None
-    if not isinstance(parsed, dict):
-        raise BadCheckpoint(f"{label}: expected a JSON object, found {type(parsed).__name__}")
-    return parsed
+    def _find_tokenizer(self) -> tuple[Path, list[Path]]:
+        """Folder and files of the tokenizer; packs may have it with the text encoder."""
+        beside = self.folders["text_encoder"]
+        for folder in (self.path / "tokenizer", beside / "tokenizer", beside):
+            files = [folder / name for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()]
+            names = {file.name for file in files}
+            if "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names:
+                return folder, files
+        raise BadCheckpoint("tokenizer: expected tokenizer.json, or vocab.json and merges.txt; found neither")

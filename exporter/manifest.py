@@ -22,6 +22,7 @@ WEIGHTS = ("binary", "ternary", "keep")
 
 Manifest = dict[str, Any]
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD_FILE = re.compile(r"shards/([0-9a-f]{64})\.safetensors")
 _TOP = {
     "name": str,
@@ -90,6 +91,9 @@ def check(manifest: Any, where: str) -> None:
             " written by a newer Bitbrush; update this one"
         )
     _check_keys(manifest, _TOP, where, "")
+    commit = manifest.get("commit", "0" * 40)  # only of a source on the Hub
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise BadBundle(f"{where}: expected commit as 40 hexadecimal digits, found {commit!r:.60}")
     for key, keys in _NESTED.items():
         _check_keys(manifest[key], keys, where, f"{key}.")
     tokenizer = manifest["text"]["tokenizer"]

@@ -24,7 +24,7 @@ from exporter.errors import BadCheckpoint
 BITS = {"binary": 1, "ternary": 2, "int4": 4, "int8": 8}
 AFFINE = ("int4", "int8")
 GROUP = 128  # of binary and ternary, always
-AFFINE_GROUPS = (128, 64, 32)  # of int4 and int8: the largest that divides K
+AFFINE_GROUPS = (128, 64, 32)  # of int4 and int8
 F16_MAX = 65504.0
 _BLOCK_VALUES = 1 << 21  # rows are packed in blocks of about so many values, to bound memory
 
@@ -38,11 +38,6 @@ class Packed:
     parts: Parts
     lossless: bool  # unpack() gives every value back exactly
     relative_error: float  # ‖restored − original‖ / ‖original‖ (Frobenius)
-
-
-def affine_group(columns: int) -> int | None:
-    """The group size of int4 and int8 for K = `columns`, or None if K is not a multiple of 32."""
-    return next((group for group in AFFINE_GROUPS if columns % group == 0), None)
 
 
 def part_shapes(kind: str, rows: int, columns: int, group: int = GROUP) -> dict[str, tuple[str, tuple[int, int]]]:
@@ -94,18 +89,32 @@ def unpack(kind: str, parts: Parts, columns: int, group: int = GROUP) -> np.ndar
     for suffix, (_, shape) in part_shapes(kind, len(codes), columns, group).items():
         if parts[suffix].shape != shape:
             raise ValueError(f"{kind} {suffix}: expected shape {shape}, found {parts[suffix].shape}")
-    out = np.empty((len(codes), columns), np.float32)
+    scales = parts[".scales"].astype(np.float32)
+    offsets = parts[".offsets"] if kind in AFFINE else -scales
+    return affine_values(codes, BITS[kind], 2 * scales if kind == "binary" else scales, offsets, group)
+
+
+def affine_values(words: np.ndarray, bits: int, scales: np.ndarray, offsets: np.ndarray, group: int) -> np.ndarray:
+    """f32[N, K] of code · scale + offset, computed in f32.
+
+    Args:
+        words: u32[N, K · bits / 32], codes of 1, 2, 4 or 8 bits from the lowest bits upwards.
+        scales, offsets: [N, K / group] of any floating-point type.
+    """
+    out = np.empty((len(words), words.shape[1] * 32 // bits), np.float32)
     for span in _row_blocks(*out.shape):
-        values = _split_codes(codes[span], BITS[kind]).astype(np.float32).reshape(-1, columns // group, group)
-        if kind == "binary":
-            values = 2 * values - 1
-        elif kind == "ternary":
-            values -= 1
-        values *= parts[".scales"][span].astype(np.float32)[..., None]
-        if kind in AFFINE:
-            values += parts[".offsets"][span].astype(np.float32)[..., None]
-        out[span] = values.reshape(-1, columns)
+        values = _split_codes(words[span], bits).astype(np.float32).reshape(-1, out.shape[1] // group, group)
+        values *= scales[span].astype(np.float32)[..., None]
+        values += offsets[span].astype(np.float32)[..., None]
+        out[span] = values.reshape(-1, out.shape[1])
     return out
+
+
+def exact_f16(values: np.ndarray) -> np.ndarray | None:
+    """`values` as float16, or None if that would change any of them."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return half if np.array_equal(half, values) else None
 
 
 def check_finite(values: np.ndarray, name: str) -> None:

@@ -34,7 +34,7 @@ def text_settings(checkpoint: Checkpoint, layers: tuple[int, ...]) -> dict[str, 
     Raises BadCheckpoint if the tokenizer cannot be opened, has no padding token, does not fit the
     embedding, or has a template that is not fixed text around the prompt.
     """
-    tokenizer = open_tokenizer(checkpoint.path / "tokenizer")
+    tokenizer = open_tokenizer(checkpoint.tokenizer_folder)
     config = checkpoint.configs["text_encoder"]
     if tokenizer.pad_token_id is None:
         raise BadCheckpoint("tokenizer/tokenizer_config.json: expected a pad_token, found none")

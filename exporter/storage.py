@@ -8,10 +8,12 @@ import numpy as np
 
 from exporter import packing
 from exporter.errors import BadCheckpoint
+from exporter.sources.source import Given
 
 KINDS = ("binary", "ternary", "int4", "int8", "f16", "f32", "conv")
 PART_SUFFIXES = (".codes", ".scales", ".offsets")
 BATCH_NORM_STD = "batch_norm_std"  # sqrt(variance + eps)
+_BLOCK_VALUES = 1 << 21  # rounding errors are summed over blocks of so many values, to bound memory
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,27 @@ class StoredTensor:
         if self.kind == "conv":
             array = array.transpose(0, 2, 3, 1)
         array = np.ascontiguousarray(array, np.float32)
-        if self.kind == "f32" or float(np.max(np.abs(array), initial=0.0)) > packing.F16_MAX:
+        largest = max(float(array.max(initial=0.0)), -float(array.min(initial=0.0)))
+        if self.kind == "f32" or largest > packing.F16_MAX:
             return Stored({self.name: array}, True, 0.0)
         half = array.astype(np.float16)
-        error = half.astype(np.float32) - array
-        norm = float(np.linalg.norm(array))
-        return Stored({self.name: half}, not error.any(), float(np.linalg.norm(error)) / norm if norm else 0.0)
+        error = _relative_error(half.reshape(-1), array.reshape(-1))
+        return Stored({self.name: half}, error == 0, error)
+
+    def take(self, given: Given | None) -> Stored | None:
+        """A matrix that the checkpoint holds packed, as it is; None if that is not how it is stored.
+
+        The error is what the source says that float16 scales and offsets cost. Raises BadCheckpoint if the
+        parts do not fit the shape.
+        """
+        if given is None or self.transform is not None or (given.kind, given.group) != (self.kind, self.group):
+            return None
+        parts = {self.name + suffix: part for suffix, part in given.parts.items()}
+        found = [(name, part.dtype.itemsize, part.shape) for name, part in parts.items()]
+        expected = [(name, {"U32": 4, "F16": 2}[dtype], shape) for name, dtype, shape in self.parts()]
+        if found != expected:
+            raise BadCheckpoint(f"{self.source}: expected parts {expected}, found {found}")
+        return Stored(parts, given.relative_error == 0, given.relative_error)
 
     def restore(self, parts: dict[str, np.ndarray]) -> np.ndarray:
         """The parts of `store` -> f32 in the checkpoint's layout, as the GPU sees the values."""
@@ -105,6 +122,16 @@ class StoredTensor:
         if self.transform is not None:
             array = (np.square(array.astype(np.float64)) - self.eps).astype(np.float32)
         return array
+
+
+def _relative_error(rounded: np.ndarray, values: np.ndarray) -> float:
+    """‖rounded − values‖ / ‖values‖ of one-dimensional arrays; 0 only if they are equal."""
+    error, norm = 0.0, 0.0
+    for start in range(0, len(values), _BLOCK_VALUES):
+        block = values[start : start + _BLOCK_VALUES].astype(np.float64)
+        error += float(np.sum(np.square(rounded[start : start + _BLOCK_VALUES] - block)))
+        norm += float(np.sum(np.square(block)))
+    return (error / norm) ** 0.5 if norm else 0.0
 
 
 def stored_like(name: str, parts: dict[str, tuple[int, ...]], shape: tuple[int, ...]) -> StoredTensor:

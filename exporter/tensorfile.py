@@ -35,6 +35,7 @@ DTYPES = {
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
 HEADER_LIMIT = 100_000_000
+_BLOCK_VALUES = 1 << 20  # BF16 is widened in blocks of so many values, so that memory holds the f32 tensor alone
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,7 @@ class TensorFile:
         """The tensor as stored (BF16 as u16 bits). Raises if it is not in the file."""
         entry = self._entry(name)
         array = np.empty(entry.shape, DTYPES[entry.dtype])
-        try:
-            with self.path.open("rb") as file:
-                file.seek(entry.start)
-                # A view that shares memory, so that nothing is copied; empty tensors have no bytes to read.
-                if entry.bytes and file.readinto(array.reshape(-1).view(np.uint8)) != entry.bytes:
-                    raise self._bad(f"tensor {name}: expected {entry.bytes} bytes, found the end of the file")
-        except OSError as problem:
-            raise self._bad(f"tensor {name}: expected readable data, found: {problem.strerror}") from None
+        self._fill(name, array.reshape(-1), 0)
         return array
 
     def read_f32(self, name: str) -> np.ndarray:
@@ -92,15 +86,35 @@ class TensorFile:
         entry = self._entry(name)
         if entry.dtype not in FLOATS:
             raise self._bad(f"tensor {name}: expected a dtype among {', '.join(FLOATS)}, found {entry.dtype}")
-        array = self.read(name)
         if entry.dtype == "BF16":
-            bits = array.astype(np.uint32)
-            bits <<= 16
-            return bits.view(np.float32)
+            return self._read_bf16(name)
+        array = self.read(name)
         if entry.dtype == "F64":
             with np.errstate(over="ignore"):  # an overflow becomes infinity, which storing refuses by name
                 return array.astype(np.float32)
         return array.astype(np.float32, copy=False)
+
+    def _read_bf16(self, name: str) -> np.ndarray:
+        bits = np.empty(self.entries[name].shape, np.uint32)
+        flat = bits.reshape(-1)
+        block = np.empty(min(flat.size, _BLOCK_VALUES), DTYPES["BF16"])
+        for start in range(0, flat.size, _BLOCK_VALUES):
+            part = block[: flat.size - start]
+            self._fill(name, part, start * part.itemsize)
+            flat[start : start + len(part)] = part
+        flat <<= 16
+        return bits.view(np.float32)
+
+    def _fill(self, name: str, array: np.ndarray, start: int) -> None:
+        """Read into a one-dimensional array, from byte `start` of a tensor on."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.entries[name].start + start)
+                # A view that shares memory, so that nothing is copied; empty tensors have no bytes to read.
+                if array.nbytes and file.readinto(array.view(np.uint8)) != array.nbytes:
+                    raise self._bad(f"tensor {name}: expected {array.nbytes} more bytes, found the end of the file")
+        except OSError as problem:
+            raise self._bad(f"tensor {name}: expected readable data, found: {problem.strerror}") from None
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:

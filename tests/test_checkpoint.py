@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,19 @@ def test_other_float_types_are_widened(damaged, dtype):
     checkpoint = Checkpoint(damaged)
     for name, tensor in original.items():
         assert np.array_equal(checkpoint.tensor("transformer", name), tensor.to(dtype).float().numpy())
+
+
+def test_bfloat16_is_widened_without_a_second_copy(tmp_path):
+    path = tmp_path / "x.safetensors"
+    values = torch.randn(3000, 1001, generator=torch.Generator().manual_seed(0)).bfloat16()
+    save_file({"a": values, "b": torch.tensor(2.5).bfloat16()}, path)
+    file = TensorFile(path, "x")
+    tracemalloc.start()
+    found = file.read_f32("a")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found, values.float().numpy()) and file.read_f32("b") == 2.5
+    assert peak < 1.25 * found.nbytes
 
 
 def test_sharded_files_are_followed_by_their_index(damaged):

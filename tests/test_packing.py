@@ -1,10 +1,13 @@
 """Packing of matrices and storing of tensors: round trips, exactness, layouts, refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from exporter.errors import BadCheckpoint
-from exporter.packing import affine_group, pack, part_shapes, unpack
+from exporter.packing import pack, part_shapes, unpack
+from exporter.sources.source import Given
 from exporter.storage import BATCH_NORM_STD, StoredTensor, stored_like
 
 LOW_BIT = ("binary", "ternary")
@@ -184,10 +187,6 @@ def test_widths_that_do_not_fit_groups_are_refused(kind, columns, group):
         pack(kind, np.ones((2, columns), np.float32), group, "w")
 
 
-def test_affine_group_is_the_largest_divisor():
-    assert [affine_group(k) for k in (2560, 192, 96, 48)] == [128, 64, 32, None]
-
-
 STORED = [
     StoredTensor("a", "f32", (5,), "x.a"),
     StoredTensor("b", "f16", (3, 4), "x.b"),
@@ -221,6 +220,21 @@ def test_kind_is_recognised_from_the_shapes_of_parts(stored):
     shapes = {name.removeprefix(stored.name): shape for name, _, shape in stored.parts()}
     found = stored_like(stored.name, shapes, stored.shape)
     assert (found.kind, found.group if found.packed else 128) == (stored.kind, stored.group)
+
+
+@pytest.mark.parametrize("stored", STORED[3:7], ids=lambda stored: stored.name)
+def test_matrix_that_is_packed_already_is_taken_as_it_is(stored):
+    given = Given(stored.kind, stored.group, pack(stored.kind, random_matrix(*stored.shape, 4), stored.group).parts)
+    taken = stored.take(given)
+    assert taken.lossless and taken.relative_error == 0
+    for name, _, _ in stored.parts():
+        assert taken.parts[name] is given.parts[name.removeprefix(stored.name)]
+    assert stored.take(None) is None
+    assert stored.take(Given(stored.kind, 32 if stored.group == 64 else 64, given.parts)) is None
+    assert stored.take(Given("int8" if stored.kind != "int8" else "int4", stored.group, given.parts)) is None
+    assert replace(stored, transform=BATCH_NORM_STD).take(given) is None
+    with pytest.raises(BadCheckpoint, match=f"{stored.source}: expected parts"):
+        replace(stored, shape=(stored.shape[0] + 1, stored.shape[1])).take(given)
 
 
 def test_convolution_weights_are_stored_with_input_channels_last():

@@ -70,7 +70,8 @@ def random_weights(weights: str, rows: int, columns: int, group: int, seed: int)
     codes = rng.integers(0, 3 if weights == "ternary" else 2**bits, (rows * columns * bits // 32, 32 // bits))
     words = np.bitwise_or.reduce(codes.astype(np.uint32) << np.arange(0, 32, bits, dtype=np.uint32), axis=1)
     groups = rows * columns // group
-    inputs = {"codes": words, "scales": pairs(rng.uniform(0.01, 1, groups))}
-    if weights in AFFINE:
-        inputs["offsets"] = pairs(rng.uniform(-2, 2, groups))
-    return inputs
+    scales = rng.uniform(0.01, 1, groups)
+    if weights not in AFFINE:
+        return {"codes": words, "scales": pairs(scales)}
+    signs = rng.choice((-1.0, 1.0), groups)  # MLX packs have scales of either sign
+    return {"codes": words, "scales": pairs(scales * signs), "offsets": pairs(rng.uniform(-2, 2, groups))}

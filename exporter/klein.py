@@ -1,0 +1,68 @@
+"""The configs of FLUX.2-klein-4B, as its folder on the Hub has them."""
+
+from __future__ import annotations
+
+from exporter.checkpoint import KLEIN_SCHEDULER
+from exporter.configs import Configs
+
+KLEIN_4B: Configs = {
+    "transformer": {
+        "_class_name": "Flux2Transformer2DModel",
+        "patch_size": 1,
+        "in_channels": 128,
+        "out_channels": None,
+        "num_layers": 5,
+        "num_single_layers": 20,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 7680,
+        "timestep_guidance_channels": 256,
+        "mlp_ratio": 3.0,
+        "axes_dims_rope": [32, 32, 32, 32],
+        "rope_theta": 2000,
+        "eps": 1e-6,
+        "guidance_embeds": False,
+    },
+    "text_encoder": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": 2560,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 9728,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000,
+        "rope_scaling": None,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+    },
+    "vae": {
+        "_class_name": "AutoencoderKLFlux2",
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "block_out_channels": [128, 256, 512, 512],
+        "decoder_block_out_channels": None,
+        "layers_per_block": 2,
+        "latent_channels": 32,
+        "norm_num_groups": 32,
+        "patch_size": [2, 2],
+        "batch_norm_eps": 1e-4,
+        "batch_norm_momentum": 0.1,
+        "sample_size": 1024,
+        "act_fn": "silu",
+        "use_quant_conv": True,
+        "use_post_quant_conv": True,
+        "mid_block_add_attention": True,
+    },
+    "scheduler": KLEIN_SCHEDULER,
+}
