@@ -15,7 +15,7 @@ from .model import TEXT_LENGTH
 
 NATIVE, SMALL = (256, 256), (128, 128)
 OTHERS = ((192, 192), (384, 384), (512, 512), (256, 384), (384, 256))  # height, width; trained uncompiled
-SCENES = {NATIVE: 110_000, SMALL: 60_000, **dict.fromkeys(OTHERS, 5_000), (512, 512): 2_500}
+SCENES = {NATIVE: 100_000, SMALL: 60_000, **dict.fromkeys(OTHERS, 5_000), (512, 512): 2_500}
 TINY_SCENES = {NATIVE: 12, SMALL: 12, (192, 192): 6, (256, 384): 4}
 KINDS = ("one", "many", "pair")
 SMALL_UNTIL, OTHERS_FROM, OTHERS_SHARE = 0.30, 0.70, 0.40

@@ -27,9 +27,9 @@ from .eval import recognise  # noqa: E402
 
 SHARES = {  # of the total time
     "vae": 0.22,
-    "latents": 0.065,
+    "latents": 0.08,
     "recogniser": 0.055,
-    "teacher": 0.37,
+    "teacher": 0.355,
     "rollouts": 0.05,
     "dense": 0.06,
     "ternary": 0.09,
@@ -84,6 +84,7 @@ def start_scenes(args: argparse.Namespace) -> subprocess.Popen | None:
     if (args.run / "scenes.pt").exists():
         return None
     command = [sys.executable, "-m", "training.cache", "scenes", "--data", str(args.data), "--run", str(args.run)]
+    command += ["--seed", str(args.scenes_seed)]
     return subprocess.Popen(command + (["--tiny"] if args.tiny else []))
 
 
@@ -140,6 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--call-minutes", type=float, default=math.inf, help="end this call after so many minutes")
     parser.add_argument("--only", nargs="+", choices=SHARES, help="only these stages")
     parser.add_argument("--pieces", type=Path, help="pieces of an earlier run to go on from")
+    parser.add_argument("--scenes-seed", type=int, default=1, help="another one for pieces that are trained further")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="of the teacher")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
