@@ -26,4 +26,4 @@ def test_versions_agree():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert f"\n## {settings['version']}\n" in (ROOT / "CHANGELOG.md").read_text("utf-8")
     pinned = [*settings["dependencies"], *sum(settings["optional-dependencies"].values(), [])]
-    assert all(re.fullmatch(r"[\w-]+==[\w.]+", one) for one in pinned)
+    assert all(re.fullmatch(r"[\w-]+(\[\w+\])?==[\w.]+(; .+)?", one) for one in pinned)
