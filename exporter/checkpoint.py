@@ -9,6 +9,7 @@ time with `Checkpoint.tensor`, so memory holds the largest tensor, never the mod
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,25 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 LICENSE_PATTERNS = ("LICENSE*", "NOTICE*")
+
+
+def pick_folder(where: str, component: str, folders: Iterable[str]) -> str:
+    """The component's folder among names: of its very name, else the one whose name starts with it.
+
+    Raises BadCheckpoint, starting with `where`, if there is none or several start so.
+    """
+    found = sorted({folder for folder in folders if folder.startswith(component)})
+    if component in found:
+        return component
+    if len(found) != 1:
+        names = " and ".join(found) or "none"
+        raise BadCheckpoint(f"{where}: expected a folder {component}, or one whose name starts so, found {names}")
+    return found[0]
+
+
+def is_tokenizer(names: set[str]) -> bool:
+    """Whether files of these names make a whole tokenizer."""
+    return "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names
 
 
 class Checkpoint:
@@ -156,16 +176,9 @@ class Checkpoint:
         return {name if name.startswith("lm_head.") else f"model.{name}": name for name in names}
 
     def _find_folder(self, component: str) -> Path:
-        """The component's folder: of its very name, else the one whose name starts with it."""
-        if (self.path / component).is_dir():
-            return self.path / component
-        found = sorted(folder for folder in self.path.glob(f"{component}*") if folder.is_dir())
-        if len(found) != 1:
-            names = " and ".join(folder.name for folder in found) or "none"
-            raise BadCheckpoint(
-                f"{self.path}: expected a folder {component}, or one whose name starts so, found {names}"
-            )
-        return found[0]
+        return self.path / pick_folder(
+            str(self.path), component, (folder.name for folder in self.path.iterdir() if folder.is_dir())
+        )
 
     def _read_configs(self) -> dict[str, dict[str, Any]]:
         configs = {}
@@ -184,7 +197,6 @@ class Checkpoint:
         beside = self.folders["text_encoder"]
         for folder in (self.path / "tokenizer", beside / "tokenizer", beside):
             files = [folder / name for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()]
-            names = {file.name for file in files}
-            if "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names:
+            if is_tokenizer({file.name for file in files}):
                 return folder, files
         raise BadCheckpoint("tokenizer: expected tokenizer.json, or vocab.json and merges.txt; found neither")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from exporter.checkpoint import LICENSE_PATTERNS, TOKENIZER_FILES
+from exporter.checkpoint import LICENSE_PATTERNS, TOKENIZER_FILES, is_tokenizer, pick_folder
 from exporter.errors import BadCheckpoint
 from exporter.sources import GEMLITE_FILE, HQQ_FILE, WEIGHT_FILES
 
@@ -33,7 +32,8 @@ def choose(label: str, listed: Iterable[str], read_index: Callable[[str], dict[s
         raise BadCheckpoint(f"{label}: expected {INDEX} of a diffusers pipeline, found {len(files)} other files")
     chosen = {file for file in TOP_FILES if file in files}
     chosen |= {file for file in files if any(_matches(file, pattern) for pattern in LICENSE_PATTERNS)}
-    folders = {component: _folder(label, component, files) for component in WEIGHT_FILES}
+    tops = {file.split("/")[0] for file in files if "/" in file}
+    folders = {component: pick_folder(label, component, tops) for component in WEIGHT_FILES}
     for component, folder in folders.items():
         chosen |= {f"{folder}/{name}" for name in CONFIG_FILES} & files
         chosen |= _weights(label, folder, WEIGHT_FILES[component], files, read_index)
@@ -43,17 +43,6 @@ def choose(label: str, listed: Iterable[str], read_index: Callable[[str], dict[s
 def _matches(file: str, pattern: str) -> bool:
     """`fnmatch` for one folder: `*` stands for no slash."""
     return file.count("/") == pattern.count("/") and fnmatchcase(file, pattern)
-
-
-def _folder(label: str, component: str, files: set[str]) -> str:
-    """The component's folder: of its very name, else the one whose name starts with it."""
-    found = sorted({file.split("/")[0] for file in files if re.match(rf"{component}[^/]*/", file)})
-    if component in found:
-        return component
-    if len(found) != 1:
-        names = " and ".join(found) or "none"
-        raise BadCheckpoint(f"{label}: expected a folder {component}, or one whose name starts so, found {names}")
-    return found[0]
 
 
 def _weights(
@@ -85,6 +74,6 @@ def _tokenizer(label: str, text_encoder: str, files: set[str]) -> set[str]:
     """The tokenizer's files; packs may have it with the text encoder."""
     for folder in ("tokenizer", f"{text_encoder}/tokenizer", text_encoder):
         names = {name for name in TOKENIZER_FILES if f"{folder}/{name}" in files}
-        if "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names:
+        if is_tokenizer(names):
             return {f"{folder}/{name}" for name in names}
     raise BadCheckpoint(f"{label}: tokenizer: expected tokenizer.json, or vocab.json and merges.txt; found neither")

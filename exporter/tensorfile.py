@@ -35,7 +35,17 @@ DTYPES = {
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
 HEADER_LIMIT = 100_000_000
-_BLOCK_VALUES = 1 << 20  # BF16 is widened in blocks of so many values, so that memory holds the f32 tensor alone
+_BLOCK_VALUES = 1 << 18  # widened at a time, so that memory holds the f32 tensor alone
+
+
+def widen(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Values as stored in one of FLOATS (BF16 as u16 bits), widened or rounded to f32."""
+    if dtype == "BF16":
+        bits = array.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, which storing refuses by name
+        return array.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -86,24 +96,13 @@ class TensorFile:
         entry = self._entry(name)
         if entry.dtype not in FLOATS:
             raise self._bad(f"tensor {name}: expected a dtype among {', '.join(FLOATS)}, found {entry.dtype}")
-        if entry.dtype == "BF16":
-            return self._read_bf16(name)
-        array = self.read(name)
-        if entry.dtype == "F64":
-            with np.errstate(over="ignore"):  # an overflow becomes infinity, which storing refuses by name
-                return array.astype(np.float32)
-        return array.astype(np.float32, copy=False)
-
-    def _read_bf16(self, name: str) -> np.ndarray:
-        bits = np.empty(self.entries[name].shape, np.uint32)
-        flat = bits.reshape(-1)
-        block = np.empty(min(flat.size, _BLOCK_VALUES), DTYPES["BF16"])
-        for start in range(0, flat.size, _BLOCK_VALUES):
-            part = block[: flat.size - start]
+        values = np.empty(entry.shape, np.float32)
+        flat = values.reshape(-1)
+        for start in range(0, flat.size, _BLOCK_VALUES):  # in blocks: no second copy of a large tensor
+            part = np.empty(min(_BLOCK_VALUES, flat.size - start), DTYPES[entry.dtype])
             self._fill(name, part, start * part.itemsize)
-            flat[start : start + len(part)] = part
-        flat <<= 16
-        return bits.view(np.float32)
+            flat[start : start + len(part)] = widen(part, entry.dtype)
+        return values
 
     def _fill(self, name: str, array: np.ndarray, start: int) -> None:
         """Read into a one-dimensional array, from byte `start` of a tensor on."""

@@ -55,15 +55,21 @@ def error(result: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     return difference.abs().mean() + 0.5 * (across.abs().mean() + down.abs().mean())
 
 
-def vae_loss(vae, image: torch.Tensor, half_share: float = 0.15) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, mean squared error) of images [B, 3, 2h, 2w] in -1..1, trained as 4B pictures [3, h, w]."""
-    parts = quarters(image).contiguous(memory_format=torch.channels_last)
-    mean, logvar = vae.quant_conv(vae.encoder(parts)).float().chunk(2, dim=1)
+def sample_latents(vae, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents drawn from the encoder's distribution [B, 16, h/8, w/8], and the mean KL divergence."""
+    image = image.contiguous(memory_format=torch.channels_last)
+    mean, logvar = vae.quant_conv(vae.encoder(image)).float().chunk(2, dim=1)
     logvar = logvar.clamp(-30, 20)
     latents = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)
+    return latents, 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def vae_loss(vae, image: torch.Tensor, half_share: float = 0.15) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, mean squared error) of images [B, 3, 2h, 2w] in -1..1, trained as 4B pictures [3, h, w]."""
+    parts = quarters(image)
+    latents, kl = sample_latents(vae, parts)
     halved = F.avg_pool2d(joined(latents), 2)
     result = vae.decoder(vae.post_quant_conv(torch.cat([latents, halved]))).float()
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     whole, half = result[: len(parts)], result[len(parts) :]
     loss = error(whole, parts) + half_share * error(half, F.avg_pool2d(image, 2)) + 1e-4 * kl
     return loss, F.mse_loss(whole.detach(), parts)
@@ -71,11 +77,8 @@ def vae_loss(vae, image: torch.Tensor, half_share: float = 0.15) -> tuple[torch.
 
 def whole_loss(vae, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As `vae_loss` for whole pictures [B, 3, H, W], which are not cut into quarters."""
-    image = image.contiguous(memory_format=torch.channels_last)
-    mean, logvar = vae.quant_conv(vae.encoder(image)).float().chunk(2, dim=1)
-    latents = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar.clamp(-30, 20))
+    latents, kl = sample_latents(vae, image)
     result = vae.decoder(vae.post_quant_conv(latents)).float()
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return error(result, image) + 1e-4 * kl, F.mse_loss(result.detach(), image)
 
 

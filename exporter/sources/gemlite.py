@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.packing import GROUP, affine_values, exact_f16
+from exporter.packing import GROUP, affine_values
+from exporter.sources.low_bit import KINDS, low_bit
 from exporter.sources.source import Given
+from exporter.sources.torch_pack import TorchPack
 from exporter.sources.torch_pickle import TorchTensor
 from exporter.sources.torch_zip import TorchArchive
 from exporter.tensorfile import DTYPES
 
-KINDS = {1: "binary", 2: "ternary"}
 METADATA = [
     *("scaled_activations", "bits", "group_size", "mask", "elements_per_sample"),
     *("input_dtype", "output_dtype", "acc_dtype", "meta_dtype"),
@@ -62,11 +63,11 @@ def open_gemlite(path: Path, label: str) -> GemlitePack:
     return GemlitePack(TorchArchive(path, label))
 
 
-class GemlitePack:
+class GemlitePack(TorchPack):
     """The tensors of a gemlite pack, packed matrices as `b.weight`; a `Source`."""
 
     def __init__(self, archive: TorchArchive) -> None:
-        self._archive = archive
+        super().__init__(archive)
         tensors = _flat(archive)
         bases = [name.removesuffix(".W_q") for name in tensors if name.endswith(".W_q")]
         hidden = {f"{base}.{part}" for base in bases for part in (*NEEDED, "meta_scale")}
@@ -80,27 +81,6 @@ class GemlitePack:
             if name in self._dense:
                 raise archive.bad_tensor(name, "a matrix either packed or dense", "both")
 
-    def names(self) -> list[str]:
-        """Names of all tensors, sorted; packed matrices under the names of their dense form."""
-        return sorted([*self._dense, *self._linears])
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, [N, K] for packed matrices."""
-        if name in self._linears:
-            return (self._linears[name].rows, self._linears[name].columns)
-        return self._dense[name].shape
-
-    def label(self, name: str) -> str:
-        """The file, for every tensor."""
-        return self._archive.label
-
-    def tensor(self, name: str) -> np.ndarray:
-        """A tensor as f32; packed ones as code · scale + zero."""
-        if name not in self._linears:
-            return self._archive.read_f32(self._dense[name], name)
-        linear = self._linears[name]
-        return affine_values(self._words(name), linear.bits, *self._numbers(name), GROUP)
-
     def given(self, name: str) -> Given | None:
         """A packed matrix as it is, checked to be binary or ternary.
 
@@ -108,24 +88,16 @@ class GemlitePack:
         """
         if name not in self._linears:
             return None
-        bits, words, (scales, zeros) = self._linears[name].bits, self._words(name), self._numbers(name)
-        # −2 · zero never rounds; scale / 2 can.
-        wrong = (zeros * np.float32(-2) if bits == 1 else -zeros) != scales
-        if wrong.any():
-            at = tuple(np.argwhere(wrong)[0])
-            form = "-scale / 2" if bits == 1 else "-scale"
-            raise self._archive.bad_tensor(
-                name, f"zeros equal to {form} for {KINDS[bits]}", f"scale {scales[at]:g} with zero {zeros[at]:g}"
-            )
-        if bits == 2:
-            # Code 3 has both bits set.
-            threes = words & (words >> np.uint32(1)) & np.uint32(0x55555555)
-            if threes.any():
-                raise self._archive.bad_tensor(
-                    name, "codes 0, 1 and 2", f"code 3 in {np.count_nonzero(threes)} words of 32 bits"
-                )
-        half = exact_f16(scales / np.float32(2) if bits == 1 else scales)
-        return None if half is None else Given(KINDS[bits], GROUP, {".codes": words, ".scales": half})
+        return low_bit(
+            self._linears[name].bits,
+            self._words(name),
+            *self._numbers(name),
+            ("zero", "zeros", "words of 32 bits"),
+            lambda expected, found: self._archive.bad_tensor(name, expected, found),
+        )
+
+    def _matrix(self, name: str) -> np.ndarray:
+        return affine_values(self._words(name), self._linears[name].bits, *self._numbers(name), GROUP)
 
     def _words(self, name: str) -> np.ndarray:
         """u32[N, K · bits / 32]"""
@@ -134,13 +106,8 @@ class GemlitePack:
 
     def _numbers(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """f32[N, K/128] scales and zeros, checked to be finite."""
-        found = []
-        for part in ("scales", "zeros"):
-            values = self._archive.read_f32(getattr(self._linears[name], part), name).T
-            if not np.isfinite(values).all():
-                raise self._archive.bad_tensor(name, f"finite {part}", f"{values[~np.isfinite(values)][0]}")
-            found.append(np.ascontiguousarray(values))
-        return found[0], found[1]
+        scales, zeros = (np.ascontiguousarray(self._finite(name, part).T) for part in ("scales", "zeros"))
+        return scales, zeros
 
     def _linear(self, base: str, tensors: dict[str, TorchTensor]) -> _Linear:
         """Check the tensors of one packed matrix against its metadata and each other."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from exporter.errors import BadCheckpoint
 from exporter.packing import BITS, GROUP
+from exporter.tensorfile import DTYPES, FLOATS, widen
 
 USABLE = "F16, BF16, F32, Q8_0, Q1_0 or Q2_0"
 
@@ -55,12 +56,8 @@ REFUSED: dict[int, str] = {
 
 def decode(kind: TensorType, raw: np.ndarray) -> np.ndarray:
     """u8[rows, row bytes] -> f32[rows, K]: the values that the blocks stand for."""
-    if kind.name == "F32":
-        return raw.view("<f4").astype(np.float32, copy=False)
-    if kind.name == "F16":
-        return raw.view("<f2").astype(np.float32)
-    if kind.name == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if kind.name in FLOATS:
+        return widen(raw.view(DTYPES[kind.name]), kind.name)
     scales, codes = _split(kind, raw)
     if kind.name == "Q8_0":
         values = codes.view(np.int8).astype(np.float32)

@@ -23,6 +23,7 @@ import numpy as np
 
 from exporter.packing import AFFINE_GROUPS, exact_f16
 from exporter.sources.source import Given
+from exporter.sources.torch_pack import TorchPack
 from exporter.sources.torch_pickle import TorchTensor, is_count
 from exporter.sources.torch_zip import TorchArchive
 
@@ -53,13 +54,11 @@ def open_hqq(path: Path, label: str) -> HqqPack:
     return HqqPack(TorchArchive(path, label))
 
 
-class HqqPack:
+class HqqPack(TorchPack):
     """The tensors of an HQQ pack, quantised matrices as `MODULE.weight`; a `Source`."""
 
     def __init__(self, archive: TorchArchive) -> None:
-        self._archive = archive
-        self._dense: dict[str, TorchTensor] = {}
-        self._linears: dict[str, _Linear] = {}
+        super().__init__(archive)
         if not isinstance(archive.root, dict):
             raise archive.bad(f"expected a dict of modules, found {type(archive.root).__name__}")
         for module, parts in archive.root.items():
@@ -75,24 +74,7 @@ class HqqPack:
                     raise archive.bad_tensor(name, "a tensor", type(tensor).__name__)
                 self._add(self._dense, name, tensor)
 
-    def names(self) -> list[str]:
-        """Names of all tensors, sorted."""
-        return sorted([*self._dense, *self._linears])
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, [N, K] for quantised matrices."""
-        if name in self._linears:
-            return (self._linears[name].rows, self._linears[name].columns)
-        return self._dense[name].shape
-
-    def label(self, name: str) -> str:
-        """The file, for every tensor."""
-        return self._archive.label
-
-    def tensor(self, name: str) -> np.ndarray:
-        """A tensor as f32; quantised ones as (code − zero) · scale."""
-        if name not in self._linears:
-            return self._archive.read_f32(self._dense[name], name)
+    def _matrix(self, name: str) -> np.ndarray:
         scale, zero = self._numbers(name)
         return _values(self._codes(name), scale, zero).reshape(self.shape(name))
 
@@ -128,13 +110,7 @@ class HqqPack:
 
     def _numbers(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """f32[G, 1] scale and zero, checked to be finite."""
-        found = []
-        for part in ("scale", "zero"):
-            values = self._archive.read_f32(getattr(self._linears[name], part), name)
-            if not np.isfinite(values).all():
-                raise self._archive.bad_tensor(name, f"finite {part}", f"{values[~np.isfinite(values)][0]}")
-            found.append(values)
-        return found[0], found[1]
+        return self._finite(name, "scale"), self._finite(name, "zero")
 
     def _add(self, to: dict, name: str, item: TorchTensor | _Linear) -> None:
         if name in self._dense or name in self._linears:

@@ -18,10 +18,11 @@ import numpy as np
 from exporter.errors import BadCheckpoint
 from exporter.jsonfile import read_json
 from exporter.packing import AFFINE_GROUPS, GROUP, affine_values, exact_f16
+from exporter.sources.low_bit import KINDS, low_bit
 from exporter.sources.safetensors_files import SafetensorsFiles
 from exporter.sources.source import Given
 
-KINDS = {1: "binary", 2: "ternary", 4: "int4"}
+BITS = (1, 2, 4)
 NUMBERS = ("BF16", "F16", "F32")
 WORD = ".weight"
 # Groups of the published packs. Shapes alone tell bits · group, so one of the two must be known.
@@ -91,38 +92,22 @@ class MlxPack:
         if name not in self._layouts:
             return None
         layout, words, (scales, biases) = self._layouts[name], self._files.read(name), self._numbers(name)
+        words = words.astype(np.uint32, copy=False)
         if layout.bits == 4:
-            numbers = {".scales": scales, ".offsets": biases}
-            if layout.group not in AFFINE_GROUPS:
+            halves = {".scales": exact_f16(scales), ".offsets": exact_f16(biases)}
+            if layout.group not in AFFINE_GROUPS or any(half is None for half in halves.values()):
                 return None
-        else:
-            self._check_low_bit(name, words, scales, biases)
-            numbers = {".scales": scales / np.float32(2) if layout.bits == 1 else scales}
-        halves = {suffix: exact_f16(values) for suffix, values in numbers.items()}
-        if any(half is None for half in halves.values()):
-            return None
-        return Given(KINDS[layout.bits], layout.group, {".codes": words.astype(np.uint32, copy=False), **halves})
-
-    def _check_low_bit(self, name: str, words: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> None:
-        """Raise unless 1 bit means ±s and 2 bits −s, 0, +s in groups of 128."""
-        layout = self._layouts[name]
-        kind = KINDS[layout.bits]
+            return Given("int4", layout.group, {".codes": words, **halves})
         if layout.group != GROUP:
-            raise self._bad(name, f"expected groups of {GROUP} for {kind}, found {layout.group}")
-        # −2 · bias never rounds; scale / 2 can.
-        wrong = (biases * np.float32(-2) if layout.bits == 1 else -biases) != scales
-        if wrong.any():
-            at = tuple(np.argwhere(wrong)[0])
-            form = "-scale / 2" if layout.bits == 1 else "-scale"
-            raise self._bad(
-                name,
-                f"expected biases equal to {form} for {kind}, found scale {scales[at]:g} with bias {biases[at]:g}",
-            )
-        if layout.bits == 2:
-            # Code 3 has both bits set.
-            threes = words & (words >> np.uint32(1)) & np.uint32(0x55555555)
-            if threes.any():
-                raise self._bad(name, f"expected codes 0, 1 and 2, found code 3 in {np.count_nonzero(threes)} words")
+            raise self._bad(name, f"expected groups of {GROUP} for {KINDS[layout.bits]}, found {layout.group}")
+        return low_bit(
+            layout.bits,
+            words,
+            scales,
+            biases,
+            ("bias", "biases", "words"),
+            lambda expected, found: self._bad(name, f"expected {expected}, found {found}"),
+        )
 
     def _numbers(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """f32[N, K/group] scales and biases, checked to be finite."""
@@ -160,7 +145,7 @@ class MlxPack:
                     f"expected {record[0]} bits in groups of {record[1]} as {where} says, found {bits:g} bits a group",
                 )
             return _Layout(*record)
-        if bits / group not in KINDS:
+        if bits / group not in BITS:
             raise self._bad(name, f"expected 1, 2 or 4 bits in groups of {group}, found {bits:g} bits a group")
         return _Layout(int(bits) // group, group)
 
@@ -183,7 +168,7 @@ def _record(folder: Path) -> tuple[tuple[int, int] | None, str]:
         if not isinstance(found, dict) or not {"bits", "group_size"} <= set(found):
             continue
         bits, group = found["bits"], found["group_size"]
-        if type(bits) is not int or bits not in KINDS:
+        if type(bits) is not int or bits not in BITS:
             raise BadCheckpoint(f"{label}: expected bits 1, 2 or 4, found {bits!r}")
         if type(group) is not int or group < 1:
             raise BadCheckpoint(f"{label}: expected group_size as a whole number, found {group!r}")

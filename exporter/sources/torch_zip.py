@@ -16,7 +16,7 @@ import numpy as np
 
 from exporter.errors import BadCheckpoint
 from exporter.sources.torch_pickle import TorchTensor, read_pickle, short
-from exporter.tensorfile import DTYPES, FLOATS
+from exporter.tensorfile import DTYPES, FLOATS, widen
 
 PICKLE_LIMIT = 100_000_000  # bytes; the pickle of a 4B model takes about 200 kB
 _LOCAL_HEADER = 30  # bytes before the name in a zip entry's local header
@@ -74,11 +74,11 @@ class TorchArchive:
         if tensor.dtype not in FLOATS:
             raise self.bad_tensor(name, f"a dtype among {', '.join(FLOATS)}", tensor.dtype)
         if not tensor.contiguous:
-            return _widen(self.read(tensor, name), tensor.dtype)
+            return widen(self.read(tensor, name), tensor.dtype)
         out = np.empty(math.prod(tensor.shape), np.float32)
         for first in range(0, out.size, _BLOCK_VALUES):  # in blocks: no second copy of a large tensor
             count = min(_BLOCK_VALUES, out.size - first)
-            out[first : first + count] = _widen(self._span(tensor, first, count, name), tensor.dtype)
+            out[first : first + count] = widen(self._span(tensor, first, count, name), tensor.dtype)
         return out.reshape(tensor.shape)
 
     def bad(self, message: str) -> BadCheckpoint:
@@ -135,13 +135,3 @@ class TorchArchive:
                 return file.read(size)
         except OSError as problem:
             raise self.bad(f"expected a readable file, found: {problem.strerror or problem}") from None
-
-
-def _widen(array: np.ndarray, dtype: str) -> np.ndarray:
-    """A stored float array -> f32."""
-    if dtype == "BF16":
-        bits = array.astype(np.uint32)
-        bits <<= 16
-        return bits.view(np.float32)
-    with np.errstate(over="ignore"):  # an overflow becomes infinity, which storing refuses by name
-        return array.astype(np.float32, copy=False)

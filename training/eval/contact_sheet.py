@@ -10,10 +10,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from ..scenes import load_objects
-from ..sheet import grid
+from ..sheet import save_grid
 from .prompts import CLASSES, Prompt, build
 from .score import draw
 
@@ -41,8 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         for folder in args.pipelines
     ]
     images = torch.stack(drawn, dim=1).flatten(0, 1)  # prompt by prompt, all models
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(images, columns=2 * len(args.pipelines))).save(args.out, quality=88)
+    save_grid(images, args.out, columns=2 * len(args.pipelines), quality=88)
     for row in rows:
         print(" | ".join(prompt.text for prompt in row))
 
