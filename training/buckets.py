@@ -18,7 +18,7 @@ OTHERS = ((192, 192), (384, 384), (512, 512), (256, 384), (384, 256))  # height,
 SCENES = {NATIVE: 100_000, SMALL: 60_000, **dict.fromkeys(OTHERS, 5_000), (512, 512): 2_500}
 TINY_SCENES = {NATIVE: 12, SMALL: 12, (192, 192): 6, (256, 384): 4}
 KINDS = ("one", "many", "pair")
-SMALL_UNTIL, OTHERS_FROM, OTHERS_SHARE = 0.30, 0.70, 0.40
+SMALL_UNTIL, OTHERS_FROM, OTHERS_SHARE = 0.30, 0.60, 0.40
 KIND_SHARES = ((0.35, (0.70, 0.12, 0.18)), (1.01, (0.46, 0.22, 0.32)))  # until this progress: these shares
 
 
