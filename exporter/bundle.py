@@ -20,6 +20,7 @@ from exporter.jsonfile import read_json
 from exporter.output import new_folder
 from exporter.shards import LIMIT, ShardReader, ShardWriter
 from exporter.storage import Stored, StoredTensor
+from exporter.trits import unpack_trits
 
 if TYPE_CHECKING:
     from exporter.graph import ComponentGraph
@@ -139,6 +140,8 @@ def _write_components(
             stored = stored or tensor.store(opened.tensor(SOURCES[component], tensor.source))
             for name, part in stored.parts.items():
                 records[name] = writer.add(name, part)
+            for name, codes in tensor.expansions().items():
+                records[name]["expands_to"] = codes
             if tensor.packed:
                 errors.setdefault(tensor.kind, {})[tensor.source] = 0.0 if stored.lossless else stored.relative_error
             done += int(np.prod(tensor.shape))
@@ -262,12 +265,22 @@ class Bundle:
         return self.manifest["components"][component]["tensors"]
 
     def tensor(self, component: str, part_name: str) -> np.ndarray:
-        """Read one stored part (u32, f16 or f32). The shards it lies in are hashed at first use."""
-        record = self.tensors(component).get(part_name)
-        if record is None:
-            raise BadBundle(f"{self.path}: expected tensor {part_name} in {component}, found none")
-        return self._shards.read(part_name, record)
+        """Read one stored part (u32, f16, f32, or u8 trits), or the u32 codes that trits expand to.
+
+        The shards it lies in are hashed at first use.
+        """
+        tensors = self.tensors(component)
+        if part_name in tensors:
+            return self._shards.read(part_name, tensors[part_name])
+        for name, record in tensors.items():
+            if record.get("expands_to", {}).get("name") == part_name:
+                return unpack_trits(self._shards.read(name, record), record["expands_to"]["shape"])
+        raise BadBundle(f"{self.path}: expected tensor {part_name} in {component}, found none")
 
     def verify(self) -> None:
-        """Check size and SHA-256 of every shard."""
+        """Check size and SHA-256 of every shard, and that trits are trits."""
         self._shards.check_all()
+        for component in self.manifest["components"].values():
+            for name, record in component["tensors"].items():
+                if "expands_to" in record:
+                    self._shards.read(name, record)

@@ -14,7 +14,12 @@ import onnx_ir as ir
 
 from exporter.shards import split_name
 
-TYPES = {"U32": ir.DataType.UINT32, "F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
+TYPES = {
+    "U32": ir.DataType.UINT32,
+    "F16": ir.DataType.FLOAT16,
+    "F32": ir.DataType.FLOAT,
+    "U8": ir.DataType.UINT8,
+}
 JOIN = ".join"
 
 # The one note of torch's exporter that is kept: from which module an operator comes.

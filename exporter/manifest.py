@@ -14,8 +14,9 @@ from typing import Any
 
 from exporter.errors import BadBundle
 from exporter.shards import DTYPES
+from exporter.trits import UNIT_BYTES, trits_shape
 
-FORMAT = 1
+FORMAT = 2
 FILE = "manifest.json"
 COMPONENTS = ("encoder", "denoiser", "decoder")
 WEIGHTS = ("binary", "ternary", "keep")
@@ -85,6 +86,11 @@ def check(manifest: Any, where: str) -> None:
     version = manifest.get("format")
     if type(version) is not int or version < 1:
         raise BadBundle(f"{where}: expected format {FORMAT}, found {version!r}")
+    if version < FORMAT:
+        raise BadBundle(
+            f"{where}: expected a bundle of format {FORMAT}, found format {version}:"
+            " written by an older Bitbrush; export it again"
+        )
     if version > FORMAT:
         raise BadBundle(
             f"{where}: expected a bundle of format {FORMAT}, found format {version}:"
@@ -134,6 +140,10 @@ def _check_component(component: Any, shards: list, where: str, prefix: str) -> N
             raise BadBundle(f"{where}: expected a file name in the bundle for {prefix}{key}, found {component[key]!r}")
     for name, record in component["tensors"].items():
         _check_tensor(record, shards, where, f"{prefix}tensors.{name}.")
+    expanded = [record["expands_to"]["name"] for record in component["tensors"].values() if "expands_to" in record]
+    twice = [name for name in expanded if name in component["tensors"] or expanded.count(name) > 1]
+    if twice:
+        raise BadBundle(f"{where}: expected one tensor called {twice[0]} in {prefix}tensors, found several")
 
 
 def _check_tensor(record: Any, shards: list, where: str, prefix: str) -> None:
@@ -162,3 +172,23 @@ def _check_tensor(record: Any, shards: list, where: str, prefix: str) -> None:
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if total != expected:
         raise BadBundle(f"{where}: expected {prefix}parts of {expected} bytes for {dtype} {shape}, found {total}")
+    _check_expansion(record, where, prefix)
+
+
+def _check_expansion(record: dict[str, Any], where: str, prefix: str) -> None:
+    """Trits, and they alone, are U8 and say which codes the GPU gets."""
+    if (record["dtype"] == "U8") != ("expands_to" in record):
+        found = f"{'one' if 'expands_to' in record else 'none'} with {record['dtype']}"
+        raise BadBundle(f"{where}: expected {prefix}expands_to with dtype U8 and no other, found {found}")
+    if "expands_to" not in record:
+        return
+    _check_keys(record["expands_to"], {"name": str, "shape": list}, where, f"{prefix}expands_to.")
+    shape = record["expands_to"]["shape"]
+    if len(shape) != 2 or not all(type(size) is int and size > 0 for size in shape):
+        raise BadBundle(f"{where}: expected {prefix}expands_to.shape as two sizes, found {shape!r:.60}")
+    if record["shape"] != list(trits_shape(shape)):
+        raise BadBundle(
+            f"{where}: expected {prefix}shape {list(trits_shape(shape))} for codes {shape}, found {record['shape']}"
+        )
+    if any(part["bytes"] % UNIT_BYTES for part in record["parts"]):
+        raise BadBundle(f"{where}: expected {prefix}parts of whole units of {UNIT_BYTES} bytes, found others")

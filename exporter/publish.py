@@ -17,6 +17,8 @@ from exporter.manifest import Manifest
 from webgpu_kernels import render_all
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+# What the runtime dispatches to bring trits to the GPU; no plan has it.
+EXPAND_TRITS = {"kernel": "expand_trits", "options": {}}
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -84,7 +86,7 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
         weights_url: address of the folder that holds `shards/`; None puts them into the site.
 
     Returns:
-        the model's entry for models/index.json, and its plans.
+        the model's entry for models/index.json, and lists of dispatches: its plans and what upload needs.
 
     Raises:
         BadBundle: a model of the same name is there, a file is missing, or a graph cannot be lowered.
@@ -120,7 +122,9 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
         "source": manifest["source"],
         "license": manifest["license"],
     }
-    return entry, list(plans.values())
+    records = [record for component in manifest["components"].values() for record in component["tensors"].values()]
+    uploads = [EXPAND_TRITS] if any("expands_to" in record for record in records) else []
+    return entry, [*plans.values(), {"dispatches": uploads}]
 
 
 def write_kernels(folder: Path, plans: Iterable[dict[str, Any]]) -> None:

@@ -14,13 +14,14 @@ import numpy as np
 
 from exporter.errors import BadBundle, BadCheckpoint
 from exporter.tensorfile import TensorFile
+from exporter.trits import check_trits
 
 LIMIT = 32 * 1024 * 1024  # bytes of a shard file, header included
 ALIGNMENT = 16  # of the data, and of every tensor behind tensors of whole multiples of 16 bytes
 FOLDER = "shards"
 _ENTRY_BYTES = 128  # generous size of a header entry without its name
 
-NAMES = {np.dtype("<u4"): "U32", np.dtype("<f2"): "F16", np.dtype("<f4"): "F32"}
+NAMES = {np.dtype("<u4"): "U32", np.dtype("<f2"): "F16", np.dtype("<f4"): "F32", np.dtype("u1"): "U8"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 Record = dict[str, Any]  # of a tensor in the manifest: dtype, shape, parts
@@ -46,7 +47,7 @@ class ShardWriter:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, array: np.ndarray) -> Record:
-        """Add u32, f16 or f32 data; returns its record, whose `parts` are filled by `finish_shard`."""
+        """Add u32, f16 or f32 data or trits (u8); returns its record, whose `parts` are filled by `finish_shard`."""
         array = np.asarray(array, order="C")
         record: Record = {"dtype": NAMES[array.dtype], "shape": list(array.shape), "parts": []}
         room = self._limit - ALIGNMENT * 2 - _ENTRY_BYTES - len(split_name(name, 10**6))
@@ -107,7 +108,7 @@ class ShardReader:
         self._checked: set[int] = set()
 
     def read(self, name: str, record: Record) -> np.ndarray:
-        """The whole tensor in its stored dtype, its parts joined."""
+        """The whole tensor in its stored dtype, its parts joined; bytes of trits are checked."""
         dtype = DTYPES[record["dtype"]]
         pieces = []
         for part in record["parts"]:
@@ -119,7 +120,10 @@ class ShardReader:
         expected = int(np.prod(record["shape"], dtype=np.int64)) * dtype.itemsize
         if len(data) != expected:
             raise BadBundle(f"tensor {name}: expected {expected} bytes, found {len(data)} in its shards")
-        return np.frombuffer(data, dtype).reshape(record["shape"])
+        array = np.frombuffer(data, dtype).reshape(record["shape"])
+        if record["dtype"] == "U8":
+            check_trits(array, name)
+        return array
 
     def check(self, index: int) -> None:
         """Compare size and SHA-256 of a shard with the manifest, and its header with its size."""

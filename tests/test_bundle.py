@@ -354,7 +354,7 @@ def test_bundle_without_a_file_is_refused(bundle, file):
 
 
 def test_bundle_of_a_newer_format_is_refused(bundle):
-    manifest = {**bundle.manifest, "format": 2}
+    manifest = {**bundle.manifest, "format": 3}
     (bundle.path / "manifest.json").write_text(json.dumps(manifest))
     assert "written by a newer Bitbrush" in refusal(BadBundle, lambda: Bundle(bundle.path))
 

@@ -7,8 +7,10 @@ import pytest
 
 from exporter.errors import BadCheckpoint
 from exporter.packing import pack, part_shapes, unpack
+from exporter.shards import NAMES
 from exporter.sources.source import Given
 from exporter.storage import BATCH_NORM_STD, StoredTensor, stored_like
+from exporter.trits import unpack_trits
 
 LOW_BIT = ("binary", "ternary")
 GROUPS = [("binary", 128), ("ternary", 128)] + [(kind, group) for kind in ("int4", "int8") for group in (128, 64, 32)]
@@ -203,8 +205,7 @@ STORED = [
 def test_stored_parts_are_as_declared_and_come_back(stored):
     array = np.abs(random_matrix(1, int(np.prod(stored.shape)), 4)).reshape(stored.shape)
     result = stored.store(array)
-    names = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.uint32): "U32"}
-    assert [(name, names[part.dtype], part.shape) for name, part in result.parts.items()] == stored.parts()
+    assert [(name, NAMES[part.dtype], part.shape) for name, part in result.parts.items()] == stored.parts()
     restored = stored.restore(result.parts)
     assert restored.shape == stored.shape and restored.dtype == np.float32
     error = np.linalg.norm(restored - array) / np.linalg.norm(array)
@@ -227,8 +228,12 @@ def test_matrix_that_is_packed_already_is_taken_as_it_is(stored):
     given = Given(stored.kind, stored.group, pack(stored.kind, random_matrix(*stored.shape, 4), stored.group).parts)
     taken = stored.take(given)
     assert taken.lossless and taken.relative_error == 0
-    for name, _, _ in stored.parts():
-        assert taken.parts[name] is given.parts[name.removeprefix(stored.name)]
+    assert list(taken.parts) == [name for name, _, _ in stored.parts()]
+    for name, part in taken.parts.items():
+        if name.endswith(".trits"):
+            assert np.array_equal(unpack_trits(part, given.parts[".codes"].shape), given.parts[".codes"])
+        else:
+            assert part is given.parts[name.removeprefix(stored.name)]
     assert stored.take(None) is None
     assert stored.take(Given(stored.kind, 32 if stored.group == 64 else 64, given.parts)) is None
     assert stored.take(Given("int8" if stored.kind != "int8" else "int4", stored.group, given.parts)) is None

@@ -20,6 +20,7 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
         "codes": rng.integers(0, 2**32, (8, 4), dtype=np.uint32),
         "bias": rng.standard_normal(5).astype(np.float32),
         "conv": rng.standard_normal((2, 3, 3, 4)).astype(np.float16),
+        "w.trits": rng.integers(0, 243, (13, 16), dtype=np.uint8),
     }
 
 
@@ -139,9 +140,10 @@ def test_damaged_shard_is_named(tmp_path, damage, words):
 
 def small_manifest(folder) -> dict:
     shards, records = write(folder, arrays())
+    records["w.trits"]["expands_to"] = {"name": "w.codes", "shape": [8, 8]}
     component = {"graph": "x.onnx", "plan": "x.plan.json", "tensors": records}
     return {
-        "format": 1,
+        "format": 2,
         "name": "n",
         "variant": "keep",
         "weights": "keep",
@@ -188,14 +190,16 @@ def put(*path_and_value):
 
 
 CODES = ("components", "denoiser", "tensors", "codes")
+TRITS = ("components", "denoiser", "tensors", "w.trits")
 
 
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (put("format", 2), "written by a newer Bitbrush"),
-        (put("format", "1"), "expected format 1, found '1'"),
-        (put("format", 0), "expected format 1, found 0"),
+        (put("format", 3), "written by a newer Bitbrush"),
+        (put("format", "1"), "expected format 2, found '1'"),
+        (put("format", 0), "expected format 2, found 0"),
+        (put("format", 1), "written by an older Bitbrush"),
         (put("format", "del"), "found None"),
         (put("shards", "del"), "expected key shards"),
         (put("text", "length", "del"), "expected key text.length"),
@@ -214,7 +218,15 @@ CODES = ("components", "denoiser", "tensors", "codes")
         (put(*CODES, "parts", []), "at least one part"),
         (put(*CODES, "shape", [9, 4]), "expected components.denoiser.tensors.codes.parts of 144 bytes"),
         (put(*CODES, "shape", [-8, -4]), "shape"),
-        (put(*CODES, "dtype", "F64"), "dtype among U32, F16, F32"),
+        (put(*CODES, "dtype", "F64"), "dtype among U32, F16, F32, U8"),
+        (put(*TRITS, "expands_to", "del"), "w.trits.expands_to with dtype U8 and no other, found none with U8"),
+        (put(*CODES, "expands_to", {"name": "x", "shape": [4, 8]}), "with dtype U8 and no other, found one with U32"),
+        (put(*TRITS, "expands_to", {"name": "x"}), "expected key components.denoiser.tensors.w.trits.expands_to.shape"),
+        (put(*TRITS, "expands_to", "name", 3), "expands_to.name as str"),
+        (put(*TRITS, "expands_to", "name", "codes"), "expected one tensor called codes"),
+        (put(*TRITS, "expands_to", "shape", [64]), "expands_to.shape as two sizes"),
+        (put(*TRITS, "expands_to", "shape", [66, 1]), "shape [14, 16] for codes [66, 1], found [13, 16]"),
+        (put(*TRITS, "shape", [16, 13]), "shape [13, 16] for codes [8, 8]"),
     ],
 )
 def test_manifest_that_cannot_be_used_is_refused_in_one_line(tmp_path, edit, words):

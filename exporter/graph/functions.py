@@ -12,7 +12,7 @@ import onnx_ir as ir
 DOMAIN = "bitbrush"
 VERSION = 1
 
-# codes u32[N, words] -> values f32[N, K]; `levels` maps a code to a value before scaling
+# codes u32[N, words] -> grouped f32[N, K/group, group]
 _UNPACK = """
     zero = Constant <value_int: int = 0> ()
     limit = Constant <value_int: int = 32> ()
@@ -27,6 +27,30 @@ _UNPACK = """
     numbers = Cast <to: int = 1> (kept)
     grouped_shape = Constant <value_ints: ints = [0, -1, {group}]> ()
     grouped = Reshape (numbers, grouped_shape)
+"""
+# trits u8[units, 16] -> grouped f32[N, K/128, 128]; the scales' shape says where the last unit's padding begins
+_UNPACK_TRITS = """
+    last = Constant <value_ints: ints = [2]> ()
+    bytes = Cast <to: int = 6> (trits)
+    one_each = Constant <value_ints: ints = [-1, 1]> ()
+    column = Reshape (bytes, one_each)
+    powers = Constant <value: tensor = int32[5] {1, 3, 9, 27, 81}> ()
+    three = Constant <value: tensor = int32 {3}> ()
+    quotients = Div (column, powers)
+    codes = Mod (quotients, three)
+    flat = Constant <value_ints: ints = [-1]> ()
+    line = Reshape (codes, flat)
+    group = Constant <value_ints: ints = [128]> ()
+    groups = Size (scales)
+    count = Mul (groups, group)
+    first = Constant <value_ints: ints = [0]> ()
+    kept = Slice (line, first, count)
+    numbers = Cast <to: int = 1> (kept)
+    scales_shape = Shape (scales)
+    grouped_shape = Concat <axis: int = 0> (scales_shape, group)
+    grouped = Reshape (numbers, grouped_shape)
+"""
+_SCALE = """
     scales32 = Cast <to: int = 1> ({scales})
     scale = Unsqueeze (scales32, last)
 """
@@ -57,7 +81,7 @@ _GATHER = """
     some_offsets = Gather (offsets, flat_ids)
 """
 
-BITS = {"binary": 1, "ternary": 2, "int4": 4, "int8": 8}
+BITS = {"binary": 1, "int4": 4, "int8": 8}
 
 
 def linear_name(kind: str, group: int) -> str:
@@ -74,21 +98,27 @@ def _function(text: str) -> ir.Function:
     return ir.serde.deserialize_function(onnx.parser.parse_function(header + text))
 
 
+def _unpack(kind: str, codes: str, group: int) -> str:
+    return _UNPACK.format(bits=BITS[kind], mask=2 ** BITS[kind] - 1, codes=codes, group=group)
+
+
 def linear_function(kind: str, group: int) -> ir.Function:
-    """(x f32[…, K], codes, scales[, offsets]) -> f32[…, N]."""
+    """(x f32[…, K], codes or trits, scales[, offsets]) -> f32[…, N]."""
     affine = kind in ("int4", "int8")
-    bits = BITS[kind]
-    operands = "x, codes, scales, offsets" if affine else "x, codes, scales"
-    body = _UNPACK.format(bits=bits, mask=2**bits - 1, codes="codes", scales="scales", group=group)
+    if kind == "ternary":
+        operands, body = "x, trits, scales", _UNPACK_TRITS
+    else:
+        operands = "x, codes, scales, offsets" if affine else "x, codes, scales"
+        body = _unpack(kind, "codes", group)
+    body += _SCALE.format(scales="scales")
     body += _AFFINE.format(offsets="offsets") if affine else _SIGNED.format(factor="2.0" if kind == "binary" else "1.0")
     return _function(f"{linear_name(kind, group)} ({operands}) => (y)\n{{{body}{_WEIGHT}{_MATMUL}}}")
 
 
 def embedding_function(kind: str, group: int) -> ir.Function:
     """(codes, scales, offsets, ids int64[1, tokens]) -> rows of the table, f32[1, tokens, K]."""
-    bits = BITS[kind]
     body = "\n    flat = Constant <value_ints: ints = [-1]> ()\n    flat_ids = Reshape (ids, flat)" + _GATHER
-    body += _UNPACK.format(bits=bits, mask=2**bits - 1, codes="some_codes", scales="some_scales", group=group)
+    body += _unpack(kind, "some_codes", group) + _SCALE.format(scales="some_scales")
     body += _AFFINE.format(offsets="some_offsets") + _WEIGHT
     body += "    batch = Constant <value_ints: ints = [0]> ()\n    y = Unsqueeze (weight, batch)\n"
     return _function(f"{embedding_name(kind, group)} (codes, scales, offsets, ids) => (y)\n{{{body}}}")

@@ -15,12 +15,12 @@ import onnx_ir as ir
 
 from exporter.errors import BadCheckpoint
 from exporter.graph import functions
+from exporter.link import TYPES
 from exporter.storage import StoredTensor
 
 Choose = Callable[[str, tuple[int, ...]], tuple[str, int]]  # (name, shape) -> (kind, group)
 Origin = tuple[str, str | None, float]  # checkpoint tensor, transform, its epsilon
 
-TYPES = {"U32": ir.DataType.UINT32, "F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
 PACKED = re.compile(r"^(single_)?transformer_blocks\.\d+\.(attn|ff|ff_context)\..*weight$")
 
 

@@ -51,7 +51,7 @@ def fuse_linear(model: ir.Model) -> None:
 
 
 def _emit(graph: ir.Graph, node: ir.Node, x, parts, kind: str, group: int, bias) -> None:
-    name = re.sub(r"\.weight(\.codes)?$", "", parts[0].name)
+    name = re.sub(r"\.weight(\.codes|\.trits)?$", "", parts[0].name)
     facts = {"kind": kind, "group": group, "parts": len(parts)}
     inputs = [x, *parts] if bias is None else [x, *parts, bias]
     linear = replace(graph, node, "Linear", inputs, facts, name=name)

@@ -238,7 +238,7 @@ def tensor_shard(manifest: dict[str, Any], component: str, ending: str) -> tuple
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str, str]] = {
-    "newer": (lambda m: m.update(format=2), "bad-bundle", "newer than this page"),
+    "newer": (lambda m: m.update(format=3), "bad-bundle", "newer than this page"),
     "sampler": (lambda m: m["schedule"].update(use_karras_sigmas=True), "bad-bundle", "use_karras_sigmas"),
     "plan": (lambda m: m["components"]["decoder"].update(plan="none.plan.json"), "network", "none.plan.json"),
     "tensor": (lambda m: m["components"]["decoder"]["tensors"].popitem(), "bad-bundle", "in the manifest, found none"),
@@ -274,7 +274,7 @@ def test_a_flipped_byte_is_found_and_the_mended_site_draws(fragile) -> None:
     page, folder, manifest = fragile
     (folder / MODEL).write_text(json.dumps(manifest), "utf-8")
     page.evaluate("async () => { await caches.delete('bitbrush-shards'); }")
-    shard, offset = tensor_shard(manifest, "denoiser", ".codes")
+    shard, offset = tensor_shard(manifest, "denoiser", ".trits")
     file = folder / shard["file"]
     good = file.read_bytes()
     file.write_bytes(good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1 :])

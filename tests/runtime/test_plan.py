@@ -38,15 +38,19 @@ COMPONENT = {
     "tensors": {"w": {"dtype": "F16", "shape": [2, 3], "parts": [{"shard": 0, "offset": 8, "bytes": 12}]}},
 }
 MANIFEST: dict[str, Any] = {
-    "format": 1, "name": "tiny", "variant": "keep", "weights": "keep",
+    "format": 2, "name": "tiny", "variant": "keep", "weights": "keep",
     "components": {name: copy.deepcopy(COMPONENT) for name in ("encoder", "denoiser", "decoder")},
-    "shards": [{"file": f"shards/{DIGEST}.safetensors", "bytes": 20, "sha256": DIGEST}],
+    "shards": [{"file": f"shards/{DIGEST}.safetensors", "bytes": 40, "sha256": DIGEST}],
     "text": {"tokenizer": "tokenizer", "prefix": "", "suffix": "", "length": 8, "pad_id": 0, "layers": [1],
              "features": 4, "rotary": {"head_size": 8, "theta": 10000}},
     "latents": {"channels": 8, "downscale": 16},
     "denoiser": {"rotary": {"axes": [2, 2, 2, 2], "theta": 2000}, "timestep_features": 256},
     "schedule": {"steps": 4},
     "sizes": {"multiple": 16, "minimum": 64, "maximum": 512, "default": [256, 256], "presets": [[256, 256]]},
+}  # fmt: skip
+MANIFEST["components"]["denoiser"]["tensors"]["t"] = {
+    "dtype": "U8", "shape": [2, 16], "expands_to": {"name": "c", "shape": [3, 3]},
+    "parts": [{"shard": 0, "offset": 8, "bytes": 32}],
 }  # fmt: skip
 
 
@@ -101,7 +105,8 @@ def test_a_bad_plan_is_refused(calculator: Page, path: tuple, value: Any, said: 
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        (("format",), 2, "newer"),
+        (("format",), 3, "newer"),
+        (("format",), 1, "expected format 2, found 1"),
         (("shards", 0, "sha256"), "../x", "sha256"),
         (("text", "length"), 0, "text.length"),
         (("latents",), None, "latents.channels"),
@@ -109,8 +114,20 @@ def test_a_bad_plan_is_refused(calculator: Page, path: tuple, value: Any, said: 
         (("components", "decoder"), None, "components.decoder"),
         (("components", "encoder", "tensors", "w", "dtype"), "F8", "F16"),
         (("components", "encoder", "tensors", "w", "shape"), [2, 4], "16 bytes"),
-        (("components", "encoder", "tensors", "w", "parts", 0, "offset"), 12, "inside shard 0"),
+        (("components", "encoder", "tensors", "w", "parts", 0, "offset"), 32, "inside shard 0"),
         (("components", "encoder", "tensors", "w", "parts", 0, "shard"), 1, "shard"),
+        (("components", "encoder", "tensors", "w", "expands_to"), {"name": "c", "shape": [1, 5]}, "dtype U8"),
+        (("components", "denoiser", "tensors", "t", "expands_to"), None, "dtype U8"),
+        (("components", "denoiser", "tensors", "t", "expands_to", "name"), 7, "dtype U8"),
+        (("components", "denoiser", "tensors", "t", "expands_to", "name"), "w", "each tensor once"),
+        (("components", "denoiser", "tensors", "t", "expands_to", "shape"), [9], "two sizes"),
+        (("components", "denoiser", "tensors", "t", "expands_to", "shape"), [11, 1], "shape [3,16] for codes [11,1]"),
+        (("components", "denoiser", "tensors", "t", "shape"), [16, 2], "shape [2,16] for codes [3,3]"),
+        (
+            ("components", "denoiser", "tensors", "t", "parts"),
+            [{"shard": 0, "offset": 8, "bytes": size} for size in (15, 17)],
+            "whole units of 16 bytes",
+        ),
     ],
 )
 def test_a_bad_manifest_is_refused(calculator: Page, path: tuple, value: Any, said: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx_ir as ir
 
 from exporter.lower.lowering import Lowering, aligned
@@ -28,7 +30,8 @@ def stored_matrix(kind: str, parts: list[ir.Value]) -> tuple[str, dict[str, str]
     """(option `weights`, weight bindings) of a stored matrix."""
     if kind == "dense":
         return ("f16" if parts[0].dtype == ir.DataType.FLOAT16 else "f32"), {"weight": parts[0].name}
-    return kind, dict(zip(("codes", "scales", "offsets"), (part.name for part in parts), strict=False))
+    names = [re.sub(r"\.trits$", ".codes", part.name) for part in parts]  # the GPU has trits as codes
+    return kind, dict(zip(("codes", "scales", "offsets"), names, strict=False))
 
 
 def emit_linear(

@@ -5,7 +5,8 @@ import { checkFormat, isRecord } from "./plan.js";
 
 /**
  * @typedef {{shard: number, offset: number, bytes: number}} Part bytes `offset` .. `offset + bytes` of a shard
- * @typedef {{dtype: "U32" | "F16" | "F32", shape: number[], parts: Part[]}} Tensor
+ * @typedef {{dtype: "U32" | "F16" | "F32" | "U8", shape: number[], parts: Part[],
+ *   expands_to?: {name: string, shape: [number, number]}}} Tensor expands_to: of trits (U8), the codes on the GPU
  * @typedef {{graph: string, plan: string, tensors: Record<string, Tensor>}} Component
  * @typedef {{file: string, bytes: number, sha256: string}} Shard
  * @typedef {{tokenizer: string, prefix: string, suffix: string, length: number, pad_id: number, layers: number[],
@@ -19,9 +20,11 @@ import { checkFormat, isRecord } from "./plan.js";
  *   schedule: Record<string, unknown> & {steps: number}, sizes: Sizes}} Manifest
  */
 
-export const MANIFEST_FORMAT = 1;
+export const MANIFEST_FORMAT = 2;
 /** @type {ComponentName[]} */
 export const COMPONENTS = ["encoder", "denoiser", "decoder"];
+/** Trits come in units of 16 bytes, each of which becomes 5 words of codes. */
+export const TRIT_UNIT = { bytes: 16, words: 5 };
 
 /** @type {(value: unknown) => boolean} */
 const isCount = (value) => Number.isSafeInteger(value) && Number(value) > 0;
@@ -85,6 +88,9 @@ export function parseManifest(json, where) {
     for (const [tensorName, tensor] of Object.entries(component.tensors)) {
       checkTensor(tensor, manifest.shards, (expected, found) => bad(`tensor ${tensorName}`, expected, found));
     }
+    const residents = residentTensors(component).map((tensor) => tensor.name);
+    const twice = residents.find((tensorName, index) => residents.indexOf(tensorName) !== index);
+    if (twice) throw bad(`components.${name}`, "each tensor once", twice);
   }
   return manifest;
 }
@@ -95,8 +101,8 @@ export function parseManifest(json, where) {
  * @param {(expected: string, found: unknown) => BitbrushError} bad
  */
 function checkTensor(tensor, shards, bad) {
-  const itemBytes = { U32: 4, F32: 4, F16: 2 }[tensor?.dtype];
-  if (!itemBytes) throw bad("dtype U32, F16 or F32", tensor?.dtype);
+  const itemBytes = { U32: 4, F32: 4, F16: 2, U8: 1 }[tensor?.dtype];
+  if (!itemBytes) throw bad("dtype U32, F16, F32 or U8", tensor?.dtype);
   if (!Array.isArray(tensor.shape) || !tensor.shape.every(isCount)) throw bad("a shape", tensor.shape);
   if (!Array.isArray(tensor.parts)) throw bad("parts", tensor.parts);
   for (const part of tensor.parts) {
@@ -108,11 +114,45 @@ function checkTensor(tensor, shards, bad) {
   const expected = tensor.shape.reduce((product, size) => product * size, itemBytes);
   const found = tensorBytes(tensor);
   if (expected !== found) throw bad(`${expected} bytes for ${tensor.dtype} [${tensor.shape}]`, found);
+  if (tensor.dtype === "U8" || tensor.expands_to !== undefined) checkTrits(tensor, bad);
 }
 
-/** @param {Tensor} tensor */
+/**
+ * Trits, and they alone, are U8 and say which codes the GPU gets.
+ * @param {Tensor} tensor
+ * @param {(expected: string, found: unknown) => BitbrushError} bad
+ */
+function checkTrits({ dtype, shape, parts, expands_to: codes }, bad) {
+  if (dtype !== "U8" || !isRecord(codes) || !isString(codes.name) || !isSize(codes.shape)) {
+    throw bad("expands_to with a name and two sizes for dtype U8 and no other", codes ?? dtype);
+  }
+  const units = Math.ceil((codes.shape[0] * codes.shape[1]) / TRIT_UNIT.words);
+  if (shape.length !== 2 || shape[0] !== units || shape[1] !== TRIT_UNIT.bytes) {
+    throw bad(`shape [${units},${TRIT_UNIT.bytes}] for codes [${codes.shape}]`, shape);
+  }
+  const torn = parts.find((part) => part.bytes % TRIT_UNIT.bytes !== 0);
+  if (torn) throw bad(`parts of whole units of ${TRIT_UNIT.bytes} bytes`, torn);
+}
+
+/**
+ * Bytes of a tensor in its shards.
+ * @param {Tensor} tensor
+ */
 export function tensorBytes(tensor) {
   return tensor.parts.reduce((sum, part) => sum + part.bytes, 0);
+}
+
+/**
+ * What the GPU gets of a component, under the names that plans use: tensors as stored, trits as codes.
+ * @param {Component} component
+ * @returns {{name: string, bytes: number, stored: Tensor}[]}
+ */
+export function residentTensors(component) {
+  return Object.entries(component.tensors).map(([name, stored]) => {
+    const codes = stored.expands_to;
+    return codes ? { name: codes.name, bytes: 4 * codes.shape[0] * codes.shape[1], stored }
+      : { name, bytes: tensorBytes(stored), stored };
+  });
 }
 
 /**

@@ -7,12 +7,13 @@
 import { BitbrushError, throwIfAborted } from "./errors.js";
 import { Pacer } from "./executor.js";
 import { fetchJson } from "./files.js";
-import { COMPONENTS, downloadBytes, parseManifest, shardsOf } from "./manifest.js";
+import { COMPONENTS, downloadBytes, parseManifest, residentTensors, shardsOf } from "./manifest.js";
 import { boundTensors, parsePlan } from "./plan.js";
 import { prepare } from "./prepare.js";
 import { checkScheduler } from "./schedule.js";
 import { createShardSource } from "./shards.js";
 import { loadTokenizer } from "./tokenizer.js";
+import { uploadDispatches } from "./trits.js";
 import { checkTensorLimits, loadWeights, prefetch } from "./weights.js";
 
 /**
@@ -95,7 +96,8 @@ export class Model {
     const known = this.weights.get(name);
     if (known) return known;
     const component = this.manifest.components[name];
-    const loaded = await loadWeights(this.context, component, this.source, { label: `weights:${name}`, ...options });
+    const { context, source, pipelines } = this;
+    const loaded = await loadWeights(context, component, source, { label: `weights:${name}`, pipelines, ...options });
     this.weights.set(name, loaded);
     return loaded;
   }
@@ -179,7 +181,8 @@ export class Model {
 async function loadPlan(manifest, name, manifestUrl, signal) {
   const url = new URL(manifest.components[name].plan, manifestUrl).href;
   const plan = parsePlan(await fetchJson(url, signal), url);
-  const missing = [...boundTensors(plan)].find((tensor) => !Object.hasOwn(manifest.components[name].tensors, tensor));
+  const known = new Set(residentTensors(manifest.components[name]).map((tensor) => tensor.name));
+  const missing = [...boundTensors(plan)].find((tensor) => !known.has(tensor));
   if (missing) throw new BitbrushError("bad-bundle", `${url}: expected tensor ${missing} in the manifest, found none`);
   return plan;
 }
@@ -204,7 +207,8 @@ export async function loadModel(context, manifestUrl, { pipelines, signal, onPro
     loadTokenizer(new URL(`${manifest.text.tokenizer}/`, manifestUrl).href, manifest.text, signal),
   ]);
   const plans = { encoder, denoiser, decoder };
-  await pipelines.compilePlans(Object.values(plans), signal, reporter(onProgress, "compile", "shaders"));
+  const uploads = uploadDispatches(Object.values(manifest.components));
+  await pipelines.compilePlans([...Object.values(plans), ...uploads], signal, reporter(onProgress, "compile", "shaders"));
   const shardsBase = new URL(manifest.shards_url ?? "./", manifestUrl);
   const source = createShardSource(manifest.shards, (shard) => new URL(shard.file, shardsBase).href);
   const model = new Model(context, { manifest, plans, tokenize, pipelines, source }, keepAllBytes);

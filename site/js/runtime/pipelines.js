@@ -99,8 +99,8 @@ export class Pipelines {
   }
 
   /**
-   * Compile all kernels of some plans.
-   * @param {Plan[]} plans
+   * Compile all kernels of some plans, or of other dispatches with a component to choose variants for.
+   * @param {Pick<Plan, "component" | "dispatches">[]} plans
    * @param {AbortSignal | undefined} signal checked after each; what the driver has begun it finishes
    * @param {(done: number, total: number) => void} onDone
    * @returns {Promise<void>}

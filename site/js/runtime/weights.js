@@ -2,21 +2,25 @@
 // written in small pieces, and are let go at once, so neither the page nor the driver holds them twice.
 
 import { BitbrushError, throwIfAborted } from "./errors.js";
-import { shardsOf, tensorBytes } from "./manifest.js";
+import { residentTensors, shardsOf, TRIT_UNIT } from "./manifest.js";
 import { ALIGNMENT, roundUp } from "./memory.js";
+import { openExpander } from "./trits.js";
 
 /**
  * @typedef {import("./device.js").DeviceContext} DeviceContext
  * @typedef {import("./manifest.js").Component} Component
+ * @typedef {import("./pipelines.js").Pipelines} Pipelines
  * @typedef {import("./shards.js").ShardSource} ShardSource
  * @typedef {{buffer: GPUBuffer, offset: number, size: number}} TensorPlace
  * @typedef {{tensors: Map<string, TensorPlace>, bytes: number, destroy: () => void}} Weights
- * @typedef {{name: string, buffer: number, offset: number, bytes: number, size: number}} Placement
- *   bytes: what the file holds; size: padded to 16
+ * @typedef {{name: string, buffer: number, offset: number, bytes: number, size: number,
+ *   stored: import("./manifest.js").Tensor}} Placement bytes: on the GPU; size: these padded to 16
+ * @typedef {{buffer: number, offset: number, from: number, length: number, trits: boolean, end: number}} Target
+ *   bytes `from` .. `from + length` of a shard and where they go; end: of their tensor in the buffer
  */
 
 const BUFFER_BYTES = 256 * 2 ** 20; // some drivers refuse single allocations from 512 MiB
-const PIECE_BYTES = 4 * 2 ** 20;
+const PIECE_BYTES = 4 * 2 ** 20; // whole units of trits
 const PIECES_IN_FLIGHT = 4;
 const SHARDS_AHEAD = 2;
 
@@ -29,17 +33,16 @@ const SHARDS_AHEAD = 2;
 export function placeTensors(component, bufferBytes) {
   /** @type {number[]} */
   const sizes = [];
-  const places = Object.entries(component.tensors).map(([name, tensor]) => {
-    const bytes = tensorBytes(tensor);
+  const places = residentTensors(component).map(({ name, bytes, stored }) => {
     const size = roundUp(Math.max(bytes, 16), 16);
     const last = sizes.length - 1;
     const offset = last < 0 ? 0 : roundUp(sizes[last], ALIGNMENT);
     if (last >= 0 && offset + size <= bufferBytes) {
       sizes[last] = offset + size;
-      return { name, buffer: last, offset, bytes, size };
+      return { name, buffer: last, offset, bytes, size, stored };
     }
     sizes.push(size);
-    return { name, buffer: sizes.length - 1, offset: 0, bytes, size };
+    return { name, buffer: sizes.length - 1, offset: 0, bytes, size, stored };
   });
   return { places, sizes };
 }
@@ -51,8 +54,7 @@ export function placeTensors(component, bufferBytes) {
  */
 export function checkTensorLimits(component, limits) {
   const allowed = Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize);
-  for (const [name, tensor] of Object.entries(component.tensors)) {
-    const bytes = tensorBytes(tensor);
+  for (const { name, bytes } of residentTensors(component)) {
     if (bytes > allowed) {
       throw new BitbrushError("limit-too-low", `${name} has ${bytes} bytes, this device binds at most ${allowed}`);
     }
@@ -105,12 +107,13 @@ class WordWriter {
  * @param {DeviceContext} context
  * @param {Component} component
  * @param {ShardSource} source
- * @param {{label: string, signal?: AbortSignal, onShard?: (index: number, received: number) => void,
- *   bufferBytes?: number}} options onShard: bytes of a shard that have arrived
+ * @param {{label: string, pipelines: Pipelines, signal?: AbortSignal,
+ *   onShard?: (index: number, received: number) => void, bufferBytes?: number}} options
+ *   onShard: bytes of a shard that have arrived
  * @returns {Promise<Weights>}
  */
 export async function loadWeights(context, component, source, options) {
-  const { label, signal, onShard = () => {}, bufferBytes = BUFFER_BYTES } = options;
+  const { label, pipelines, signal, onShard = () => {}, bufferBytes = BUFFER_BYTES } = options;
   checkTensorLimits(component, context.device.limits);
   const { places, sizes } = placeTensors(component, Math.min(bufferBytes, context.device.limits.maxBufferSize));
   /** @type {GPUBuffer[]} */
@@ -122,7 +125,7 @@ export async function loadWeights(context, component, source, options) {
         buffers.push(context.createBuffer(label, size, GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST));
       }
     });
-    await fillBuffers(context, component, source, places, buffers, { signal, onShard });
+    await fillBuffers(context, component, source, places, buffers, { pipelines, signal, onShard });
   } catch (error) {
     destroy();
     throw error;
@@ -138,43 +141,54 @@ export async function loadWeights(context, component, source, options) {
  * @param {ShardSource} source
  * @param {Placement[]} places
  * @param {GPUBuffer[]} buffers
- * @param {{signal?: AbortSignal, onShard: (index: number, received: number) => void}} options
+ * @param {{pipelines: Pipelines, signal?: AbortSignal, onShard: (index: number, received: number) => void}} options
  */
-async function fillBuffers(context, component, source, places, buffers, { signal, onShard }) {
+async function fillBuffers(context, component, source, places, buffers, { pipelines, signal, onShard }) {
   const queue = context.device.queue;
   const writer = new WordWriter(queue);
-  const targets = partsByShard(component, places);
+  const expander = await openExpander(context, component, pipelines, PIECE_BYTES);
+  const targets = partsByShard(places);
   let pieces = 0;
-  for await (const [index, bytes] of prefetch(source, shardsOf(component), signal, onShard)) {
-    for (const { buffer, offset, from, length } of targets.get(index) ?? []) {
-      for (let done = 0; done < length; done += PIECE_BYTES) {
-        throwIfAborted(signal);
-        const end = Math.min(done + PIECE_BYTES, length);
-        writer.write(buffers[buffer], offset + done, bytes.subarray(from + done, from + end));
-        pieces += 1;
-        if (pieces % PIECES_IN_FLIGHT === 0) await context.guard(queue.onSubmittedWorkDone());
+  try {
+    for await (const [index, bytes] of prefetch(source, shardsOf(component), signal, onShard)) {
+      for (const { buffer, offset, from, length, trits, end } of targets.get(index) ?? []) {
+        for (let done = 0; done < length; done += PIECE_BYTES) {
+          throwIfAborted(signal);
+          const piece = bytes.subarray(from + done, from + Math.min(done + PIECE_BYTES, length));
+          if (trits) expander?.write(buffers[buffer], offset + expandedBytes(done), end, piece);
+          else writer.write(buffers[buffer], offset + done, piece);
+          pieces += 1;
+          if (pieces % PIECES_IN_FLIGHT === 0) await context.guard(queue.onSubmittedWorkDone());
+        }
       }
     }
+    throwIfAborted(signal);
+    await context.guard(queue.onSubmittedWorkDone());
+  } finally {
+    expander?.destroy();
   }
-  throwIfAborted(signal);
-  await context.guard(queue.onSubmittedWorkDone());
+}
+
+/** @param {number} bytes of whole units of trits */
+function expandedBytes(bytes) {
+  return (bytes / TRIT_UNIT.bytes) * TRIT_UNIT.words * 4;
 }
 
 /**
- * @param {Component} component
  * @param {Placement[]} places
- * @returns {Map<number, {buffer: number, offset: number, from: number, length: number}[]>} by shard
+ * @returns {Map<number, Target[]>} by shard
  */
-function partsByShard(component, places) {
+function partsByShard(places) {
   /** @type {ReturnType<typeof partsByShard>} */
   const byShard = new Map();
-  for (const place of places) {
-    let offset = place.offset;
-    for (const part of component.tensors[place.name].parts) {
+  for (const { buffer, offset: first, bytes, stored } of places) {
+    const trits = Boolean(stored.expands_to);
+    let offset = first;
+    for (const part of stored.parts) {
       const list = byShard.get(part.shard) ?? [];
-      list.push({ buffer: place.buffer, offset, from: part.offset, length: part.bytes });
+      list.push({ buffer, offset, from: part.offset, length: part.bytes, trits, end: first + bytes });
       byShard.set(part.shard, list);
-      offset += part.bytes;
+      offset += trits ? expandedBytes(part.bytes) : part.bytes;
     }
   }
   return byShard;
