@@ -79,13 +79,21 @@ def test_every_kernel_of_the_plans_is_there_in_all_variants(site):
     found = [(entry["kernel"], json.dumps(entry["options"], sort_keys=True), entry["variant"]) for entry in index]
     assert len(set(found)) == len(found)
     wanted = set()
-    for path in site.glob("models/*/*.plan.json"):
-        for dispatch in json.loads(path.read_text("utf-8"))["dispatches"]:
+    plans = [json.loads(path.read_text("utf-8")) for path in site.glob("models/*/*.plan.json")]
+    upload = {"dispatches": [{"kernel": "expand_trits", "options": {}}]}
+    for plan in [*plans, upload]:
+        for dispatch in plan["dispatches"]:
             for rendered in render_all(dispatch["kernel"], dispatch["options"]):
                 wanted.add((rendered.kernel, json.dumps(rendered.options, sort_keys=True), rendered.variant.name))
                 assert (site / "kernels" / rendered.file).read_text("utf-8") == rendered.wgsl
     assert set(found) == wanted
     assert {path.name for path in (site / "kernels").glob("*.wgsl")} == {entry["file"] for entry in index}
+
+
+def test_a_site_without_trits_has_no_kernel_to_expand_them(exported, tmp_path):
+    build_site([exported("one-head")], tmp_path / "dist")
+    index = json.loads((tmp_path / "dist" / "kernels" / "index.json").read_text("utf-8"))
+    assert index and "expand_trits" not in {entry["kernel"] for entry in index}
 
 
 def test_no_file_names_another_host(site):
