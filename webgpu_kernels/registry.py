@@ -64,7 +64,8 @@ class Case:
     """One test: options, constants, uniforms and input arrays.
 
     `inputs` maps binding names to arrays; outputs (`read_write` bindings) map to their element
-    counts, and stand in `inputs` too where the kernel adds to what they hold. `error` bounds ‖out − reference‖ / ‖reference‖ (float64 reference).
+    counts, and stand in `inputs` too where the kernel adds to what they hold. `error` bounds
+    ‖out − reference‖ / ‖reference‖ (float64 reference).
     """
 
     name: str
