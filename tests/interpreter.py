@@ -77,7 +77,7 @@ def _window(buffers: list[np.ndarray], target: int | dict[str, Any], symbols: di
     if isinstance(target, int):
         return buffers[target]
     first, elements = (evaluate(target[key], symbols) for key in ("first", "elements"))
-    assert first % 64 == 0 and 0 <= first and first + elements <= buffers[target["value"]].size, target
+    assert first % 64 == 0 and first >= 0 and first + elements <= buffers[target["value"]].size, target
     return buffers[target["value"]][first : first + elements]
 
 

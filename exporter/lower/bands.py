@@ -141,9 +141,13 @@ class Picture(NamedTuple):
         return Window.of(self.value, start, mul(sub(end, first), self.row))
 
 
-def band_rows(row_elements: Expression, halo: int) -> Expression:
-    """Rows of a band whose rows have so many elements, `halo` more rows being bound with it."""
-    return most(1, sub(floor_div("band_elements", row_elements), halo))
+def band_rows(height: Expression, row_elements: Expression, halo: int = 0) -> Expression:
+    """Rows of a band of a picture with `height` rows of so many elements.
+
+    `halo` more rows are bound with a band, unless the whole picture is one.
+    """
+    fits = at_most(mul(height, row_elements), "band_elements") if halo else 0
+    return most(1, sub(floor_div("band_elements", row_elements), mul(halo, sub(1, fits))))
 
 
 def at_most(elements: Expression, limit: Expression) -> Expression:

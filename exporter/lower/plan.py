@@ -139,7 +139,8 @@ def _schedule(low: Lowering, component: str) -> dict[str, Any]:
         values.append(entry)
     for dispatch in low.dispatches:
         dispatch["bindings"] = {name: _renamed(b, renamed) for name, b in dispatch["bindings"].items()}
-    symbols = {name for value in low.values for name in symbols_of(value["elements"])}
+    sizes = [value["elements"] for value in low.values] + [loop["band_rows"] for loop in low.loops]
+    symbols = {name for size in sizes for name in symbols_of(size)}
     return {
         "format": FORMAT,
         "component": component,

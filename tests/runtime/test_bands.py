@@ -29,7 +29,8 @@ SETUP = """async (manifestUrl) => {
   const json = async (address) => (await fetch(address)).json();
   const manifest = parseManifest(await json(url), url);
   const { decoder } = manifest.components;
-  const source = createShardSource(manifest.shards, (shard) => new URL(shard.file, new URL(manifest.shards_url, url)).href);
+  const shards = new URL(manifest.shards_url, url);
+  const source = createShardSource(manifest.shards, (shard) => new URL(shard.file, shards).href);
   globalThis.context = await openDevice(navigator.gpu, { baseline: true });
   globalThis.pipelines = await loadPipelines(context, new URL("kernels/index.json", location.href).href);
   globalThis.plan = parsePlan(await json(new URL(decoder.plan, url).href), "plan");
@@ -80,7 +81,8 @@ def test_bands_give_the_same_picture_in_less_memory(decoder) -> None:
     for held in (1, WHOLE):
         banded = decode(page, latents, band_elements=20_000, held_elements=held)
         assert relative_error(array(banded["image"]), image) < 1e-5
-        assert banded["steps"] > whole["steps"] and banded["arenas"] < whole["arenas"]
+        assert banded["steps"] > whole["steps"]
+        assert held == WHOLE or banded["arenas"] < 0.8 * whole["arenas"]
 
 
 def test_a_band_of_one_row_suffices(decoder) -> None:

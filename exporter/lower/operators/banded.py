@@ -121,7 +121,9 @@ def emit_affine(
     low: Lowering, norm: Norm, stats: View, bands: Expression, channels: int, silu: bool, source: str
 ) -> Factors:
     """From the moments of all bands, a factor and a summand for each channel."""
-    scale, shift = (View(low.add_value(f"{source}/{part}", "temporary", channels), (), ()) for part in Factors._fields[:2])
+    scale, shift = (
+        View(low.add_value(f"{source}/{part}", "temporary", channels), (), ()) for part in Factors._fields[:2]
+    )
     low.dispatch(
         "group_norm_affine",
         {"stats": stats, "weight": norm.weight, "bias": norm.bias, "scale": scale, "shift": shift},
@@ -134,7 +136,7 @@ def emit_affine(
 
 def norm_factors(low: Lowering, norm: Norm, x: Picture, silu: bool, source: str) -> Factors:
     """Statistics of a whole picture, band by band."""
-    most_rows = band_rows(x.row, 0)
+    most_rows = band_rows(x.height, x.row)
     bands = ceil_div(x.height, most_rows)
     stats = new_stats(low, norm, bands, source)
     with low.loop(x.height, most_rows):

@@ -29,14 +29,15 @@ def conv(low: Lowering, node: ir.Node) -> None:
     if residual_value is not None:
         view = low.image(low.view(residual_value), residual_value.name)
         residual = picture(low, view)
-        if view.operand != x_view.operand and low.is_last_use(view, node):
+        own = view.operand != x_view.operand and node.outputs[0].name not in low.outputs
+        if own and low.is_last_use(view, node):
             y_view = low.views[node.outputs[0].name] = view
     y = picture(low, y_view or low.result(node.outputs[0], (0, 2, 3, 1)))
     factors = None
     if kind != "none":
         factors = norm_factors(low, Norm.of(node, *norm), x, kind == "affine_silu", kernel.source)
     row = most(y.row, mul(y.width, kernel.into))
-    with low.loop(y.height, band_rows(row, 2 * kernel.half)):
+    with low.loop(y.height, band_rows(y.height, row, 2 * kernel.half)):
         if kernel.size == 1 and factors is None and not upsample and residual is None:
             emit_pointwise(low, kernel, x, y)
         else:
@@ -59,7 +60,7 @@ def group_norm(low: Lowering, node: ir.Node) -> None:
     silu = node.op_type == "GroupNormSilu"
     factors = norm_factors(low, Norm.of(node, *node.inputs[1:3]), x, silu, name)
     y = picture(low, low.result(target, (0, 2, 3, 1)))
-    with low.loop(x.height, band_rows(x.row, 0)):
+    with low.loop(x.height, band_rows(x.height, x.row)):
         (x_window, x_offset), (y_window, y_offset) = x.rows(FIRST, END), y.rows(FIRST, END)
         low.dispatch(
             "group_norm",

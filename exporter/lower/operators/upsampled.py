@@ -53,7 +53,7 @@ def upsampled(low: Lowering, node: ir.Node) -> None:
     x = picture(low, low.image(low.view(x_value), x_value.name))
     height, width = mul(2, x.height), mul(2, x.width)
 
-    rows = band_rows(mul(width, max(up.out, first.out, shortcut.out)), 2 * first.half)
+    rows = band_rows(height, mul(width, max(up.out, first.out, shortcut.out)), 2 * first.half)
     bands = ceil_div(height, rows)
     several = least(1, sub(bands, 1))
     held = at_most(mul(height, width, up.out), "held_elements")
@@ -70,7 +70,7 @@ def upsampled(low: Lowering, node: ir.Node) -> None:
         emit_copy(low, band, u_kept, (FIRST, END), copied, up.source)
     silu = attribute(node, "norm") == "affine_silu"
     factors = emit_affine(low, norm, stats, bands, up.out, silu, first.source)
-    with low.loop(x.height, band_rows(x.row, 0)):
+    with low.loop(x.height, band_rows(x.height, x.row)):
         emit_copy(low, x, x_kept, (FIRST, END), repeated, up.source)
 
     h = picture(low, low.result(h_value, (0, 2, 3, 1)))
@@ -101,7 +101,9 @@ def _shared_buffer(
     u_start = add(mul(pixels, 4 * max(shortcut.out - up.out, 0)), mul(u.row, first.half))
     x_rows = -(-(first.half + up.half + 1) // 2)
     x_start = add(mul(pixels, max(4 * shortcut.out - up.into, 0)), mul(x.row, x_rows))
-    tails = [mul(flag, add(start, p.elements)) for flag, start, p in zip(flags, (u_start, x_start), (u, x), strict=True)]
+    tails = [
+        mul(flag, add(start, p.elements)) for flag, start, p in zip(flags, (u_start, x_start), (u, x), strict=True)
+    ]
     s = u._replace(channels=shortcut.out, first_row=0)
     s = s._replace(value=low.add_value(s_value.name, "temporary", most(s.elements, most(*tails))))
     shape = shape_of(s_value)
