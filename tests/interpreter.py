@@ -9,6 +9,7 @@ import numpy as np
 
 import webgpu_kernels
 from exporter.expressions import evaluate
+from exporter.lower.bands import free_symbols
 
 _TYPES = {"f32": np.float32, "u32": np.uint32}
 
@@ -20,12 +21,13 @@ def run_plan(
 
     Args:
         tensor: stored tensor by name, in its stored type.
-        symbols: values of the plan's symbols.
+        symbols: values of the plan's symbols; those that a device decides may be left out.
         inputs: flat or shaped arrays by input name.
 
     Returns:
         Flat arrays of all outputs.
     """
+    symbols = {**free_symbols(), **symbols}
     buffers = [
         np.full(int(evaluate(v["elements"], symbols)), np.nan if v["dtype"] == "f32" else 0, _TYPES[v["dtype"]])
         for v in plan["values"]
