@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 import webgpu_kernels
 from exporter.expressions import evaluate
+from exporter.lower.bands import free_symbols
 
 _TYPES = {"f32": np.float32, "u32": np.uint32}
 
@@ -20,12 +21,13 @@ def run_plan(
 
     Args:
         tensor: stored tensor by name, in its stored type.
-        symbols: values of the plan's symbols.
+        symbols: values of the plan's symbols; those that a device decides may be left out.
         inputs: flat or shaped arrays by input name.
 
     Returns:
         Flat arrays of all outputs.
     """
+    symbols = {**free_symbols(), **symbols}
     buffers = [
         np.full(int(evaluate(v["elements"], symbols)), np.nan if v["dtype"] == "f32" else 0, _TYPES[v["dtype"]])
         for v in plan["values"]
@@ -33,23 +35,52 @@ def run_plan(
     for value, buffer in zip(plan["values"], buffers, strict=True):
         if value["role"] == "input":
             buffer[:] = np.asarray(inputs[value["name"]]).reshape(-1)
-    for dispatch in plan["dispatches"]:
+    for dispatch, here in steps(plan, symbols):
         kernel = webgpu_kernels.get(dispatch["kernel"])
         options = kernel.complete(dispatch["options"])
-        uniforms = {name: evaluate(size, symbols) for name, size in dispatch["uniforms"].items()}
-        operands, outputs = {}, {}
+        uniforms = {name: evaluate(size, here) for name, size in dispatch["uniforms"].items()}
+        operands, outputs, targets = {}, {}, {}
         for binding in kernel.present_bindings(options):
             target = dispatch["bindings"][binding.name]
+            bound = _packed(tensor(target)) if isinstance(target, str) else _window(buffers, target, here)
+            operands[binding.name] = bound
             if binding.access == "read_write":
-                outputs[binding.name] = buffers[target].size
-            else:
-                operands[binding.name] = buffers[target] if isinstance(target, int) else _packed(tensor(target))
+                outputs[binding.name], targets[binding.name] = bound.size, bound
         results = kernel.reference(operands, options, dispatch["constants"], uniforms, outputs)
         for name, result in results.items():
-            buffer = buffers[dispatch["bindings"][name]]
             written = ~np.isnan(result.astype(np.float64)) if result.dtype.kind == "f" else np.ones(result.shape, bool)
-            buffer[written] = result[written].astype(buffer.dtype)
+            targets[name][written] = result[written].astype(targets[name].dtype)
     return {v["name"]: b for v, b in zip(plan["values"], buffers, strict=True) if v["role"] == "output"}
+
+
+def steps(plan: dict[str, Any], symbols: dict[str, int]) -> Iterator[tuple[dict[str, Any], dict[str, int]]]:
+    """The dispatches in the order in which they run, each with the symbols of its band."""
+    loops = {loop["first"]: loop for loop in plan["loops"]}
+    position = 0
+    while position < len(plan["dispatches"]):
+        loop = loops.get(position)
+        last = loop["last"] if loop else position
+        for here in _bands(loop, symbols) if loop else [symbols]:
+            for dispatch in plan["dispatches"][position : last + 1]:
+                if evaluate(dispatch.get("when", 1), here):
+                    yield dispatch, here
+        position = last + 1
+
+
+def _bands(loop: dict[str, Any], symbols: dict[str, int]) -> Iterator[dict[str, int]]:
+    rows, step = evaluate(loop["rows"], symbols), evaluate(loop["band_rows"], symbols)
+    for band, first in enumerate(range(0, rows, step)):
+        found = {"band": band, "bands": -(-rows // step), "band_first": first, "band_end": min(first + step, rows)}
+        yield {**symbols, **found}
+
+
+def _window(buffers: list[np.ndarray], target: int | dict[str, Any], symbols: dict[str, int]) -> np.ndarray:
+    """The part of a value that a dispatch binds, sharing its memory."""
+    if isinstance(target, int):
+        return buffers[target]
+    first, elements = (evaluate(target[key], symbols) for key in ("first", "elements"))
+    assert first % 64 == 0 and first >= 0 and first + elements <= buffers[target["value"]].size, target
+    return buffers[target["value"]][first : first + elements]
 
 
 def _packed(array: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ Options = Mapping[str, Any]
 Numbers = Mapping[str, Any]  # constants, uniforms or element counts by name
 Expression = Any  # int | float | name | [operator, ...]; see exporter/expressions.py and DESIGN.md §4
 
+Groups = tuple[Expression, Expression, Expression]
+
 DTYPES = {"f32": np.float32, "u32": np.uint32}
 
 
@@ -42,13 +44,14 @@ class Variant:
     """One way to compute a kernel: a template, what it needs of the adapter, and its grid.
 
     `groups` gives the workgroup counts (x, y, z) as expressions over the kernel's uniforms,
-    constants and (integer) options. `context` is passed to the template beside the options;
+    constants and (integer) options, or is a function of the options that gives them.
+    `context` is passed to the template beside the options;
     `elements(options)` names bindings whose array element is not the binding's dtype (vec4f, ...).
     """
 
     name: str
     template: str
-    groups: tuple[Expression, Expression, Expression]
+    groups: Groups | Callable[[Options], Groups]
     features: tuple[str, ...] = ()
     limits: Mapping[str, int] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +64,8 @@ class Case:
     """One test: options, constants, uniforms and input arrays.
 
     `inputs` maps binding names to arrays; outputs (`read_write` bindings) map to their element
-    counts. `error` bounds ‖out − reference‖ / ‖reference‖ (float64 reference).
+    counts, and stand in `inputs` too where the kernel adds to what they hold. `error` bounds
+    ‖out − reference‖ / ‖reference‖ (float64 reference).
     """
 
     name: str

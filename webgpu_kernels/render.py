@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from webgpu_kernels.registry import Kernel, Options, Variant, get
+from webgpu_kernels.registry import Groups, Kernel, Options, Variant, get
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,12 @@ class Rendered:
         digest = hashlib.sha256(self.wgsl.encode()).hexdigest()[:16]
         return f"{self.kernel}.{self.variant.name}.{digest}.wgsl"
 
+    @property
+    def groups(self) -> Groups:
+        """The workgroup counts (x, y, z) as expressions."""
+        groups = self.variant.groups
+        return groups(self.options) if callable(groups) else groups
+
     def to_json(self) -> dict[str, Any]:
         return {
             "kernel": self.kernel,
@@ -43,7 +49,7 @@ class Rendered:
             ],
             "uniforms": [{"name": name, "type": kind} for name, kind in self.record.uniforms.items()],
             "constants": list(self.record.constants),
-            "groups": list(self.variant.groups),
+            "groups": list(self.groups),
         }
 
 

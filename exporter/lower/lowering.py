@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import onnx_ir as ir
 import sympy
 
 from exporter.errors import BadBundle
+from exporter.lower.bands import Expression, Window
 from exporter.lower.sizes import Size, divisible, product, shape_of, to_json
 from exporter.lower.views import Heads, Operand, Rows, View
 from exporter.passes.match import constant, is_stored
@@ -25,7 +28,9 @@ class Lowering:
         self.views: dict[str, View] = {}
         self.values: list[dict[str, Any]] = []
         self.dispatches: list[dict[str, Any]] = []
+        self.loops: list[dict[str, Any]] = []
         self.outputs = {value.name for value in model.graph.outputs}
+        self.places = {node: place for place, node in enumerate(model.graph)}
         self.whole: dict[str, View] = {}  # concatenations allocated before their own node is reached
         for value in model.graph.inputs:
             dtype = "f32" if value.dtype == ir.DataType.FLOAT else "u32"
@@ -34,7 +39,8 @@ class Lowering:
 
     # values -------------------------------------------------------------------------------------
 
-    def add_value(self, name: str, role: str, elements: Size, dtype: str = "f32") -> int:
+    def add_value(self, name: str, role: str, elements: Size | Expression, dtype: str = "f32") -> int:
+        elements = to_json(elements) if isinstance(elements, sympy.Expr) else elements
         self.values.append({"name": name, "role": role, "dtype": dtype, "elements": elements})
         return len(self.values) - 1
 
@@ -68,6 +74,17 @@ class Lowering:
         raise BadBundle(
             f"graph: value {value.name} is used before it is computed, or is a constant that no kernel takes"
         )
+
+    def is_last_use(self, view: View, node: ir.Node) -> bool:
+        """Whether no node after `node` reads the buffer of `view`, nor anybody outside the plan."""
+        if self.values[view.operand]["role"] != "temporary":
+            return False
+        if any(whole.operand == view.operand for whole in self.whole.values()):
+            return False
+        names = {name for name, other in self.views.items() if other.operand == view.operand}
+        later = [n for n, place in self.places.items() if place > self.places[node]]
+        read = {value.name for other in later for value in other.inputs if value is not None}
+        return not names & (read | self.outputs)
 
     # operands -----------------------------------------------------------------------------------
 
@@ -128,16 +145,26 @@ class Lowering:
 
     # dispatches ---------------------------------------------------------------------------------
 
+    @contextmanager
+    def loop(self, rows: Expression, band_rows: Expression) -> Iterator[None]:
+        """The dispatches made inside run once for each band of `band_rows` of `rows` rows (exporter/lower/bands.py)."""
+        first = len(self.dispatches)
+        yield
+        last = len(self.dispatches) - 1
+        self.loops.append({"first": first, "last": last, "rows": rows, "band_rows": band_rows})
+
     def dispatch(
         self,
         kernel: str,
-        bindings: dict[str, View | Operand],
+        bindings: dict[str, View | Window | Operand],
         *,
         uniforms: dict[str, Any] | None = None,
         constants: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
         source: str = "",
+        when: Expression = 1,
     ) -> None:
+        """Append a dispatch; it is left out where the expression `when` is 0."""
         self.dispatches.append(
             {
                 "kernel": kernel,
@@ -147,8 +174,9 @@ class Lowering:
                     name: to_json(sympy.expand(size)) if isinstance(size, sympy.Expr) else size
                     for name, size in (uniforms or {}).items()
                 },
-                "bindings": {name: b.operand if isinstance(b, View) else b for name, b in bindings.items()},
+                "bindings": {name: _bound(binding) for name, binding in bindings.items()},
                 "source": source,
+                **({} if when == 1 else {"when": when}),
             }
         )
 
@@ -179,6 +207,12 @@ class Lowering:
             options={"op": op, "rank": max(len(shape), 1)},
             source=source,
         )
+
+
+def _bound(binding: View | Window | Operand) -> dict[str, Expression] | Operand:
+    if isinstance(binding, Window):
+        return binding.to_json()
+    return binding.operand if isinstance(binding, View) else binding
 
 
 def _collapse(shape: tuple[Size, ...], views: list[View]) -> tuple[list[Size], list[list[Size]]]:

@@ -8,23 +8,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 ALIGNMENT = 256  # bytes: minStorageBufferOffsetAlignment of every WebGPU device
 
 
-def assign_arenas(conflicts: Sequence[set[int]]) -> list[int]:
-    """Colour values so that none shares an arena with a value it conflicts with.
+def assign_arenas(conflicts: Sequence[set[int]], lives: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Divide temporaries so that none shares an arena with one it conflicts with, and all arenas take few bytes.
 
     Args:
         conflicts: for each temporary, the temporaries that stand on the other side of a dispatch.
+        lives: its (bytes, first, last).
 
     Returns:
-        An arena for each temporary, 0 upward: 2 arenas if that suffices, else 3, else more.
+        An arena for each temporary, 0 upward: the smaller of two divisions, one into as few arenas as
+        suffice, one that starts from the largest temporary.
     """
+    divided = [_by_size(conflicts, lives)]
     for arenas in range(2, 9):
-        found = _colour(conflicts, arenas)
-        if found is not None:
-            return found
-    raise ValueError("temporaries cannot be divided among 8 arenas")
+        few = _colour(conflicts, arenas)
+        if few is not None:
+            divided.insert(0, few)
+            break
+    return min(divided, key=lambda arenas: _total(lives, arenas))
+
+
+def _total(lives: Sequence[tuple[int, int, int]], arenas: Sequence[int]) -> int:
+    return sum(place([(life[0], arena, *life[1:]) for life, arena in zip(lives, arenas, strict=True)])[1].values())
+
+
+def _by_size(conflicts: Sequence[set[int]], lives: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Each temporary, the largest first, goes where the arena's greatest sum of live bytes grows least."""
+    end = max((last for _, _, last in lives), default=0) + 1
+    busy: list[np.ndarray] = []  # live bytes of each arena at each dispatch
+    chosen = [-1] * len(lives)
+    for index in sorted(range(len(lives)), key=lambda i: (-lives[i][0], lives[i][1], i)):
+        size, first, last = lives[index]
+        taken = {chosen[other] for other in conflicts[index]}
+        free = [arena for arena in range(len(busy)) if arena not in taken]
+        growth = {arena: max(0, busy[arena][first : last + 1].max() + size - busy[arena].max()) for arena in free}
+        best = min(free, key=lambda arena: (growth[arena], -busy[arena].max()), default=None)
+        if best is None:
+            best = len(busy)
+            busy.append(np.zeros(end, np.int64))
+        busy[best][first : last + 1] += size
+        chosen[index] = best
+    return chosen
 
 
 def _colour(conflicts: Sequence[set[int]], arenas: int, budget: int = 20_000) -> list[int] | None:

@@ -10,13 +10,18 @@ from onnx_ir.passes import common
 
 import webgpu_kernels
 from exporter.errors import BadBundle
+from exporter.expressions import evaluate
+from exporter.lower.bands import free_symbols, symbols_of
 from exporter.lower.lowering import Lowering
 from exporter.lower.memory import assign_arenas
 from exporter.lower.operators import OPERATORS, WRITES_ROWS
-from exporter.lower.sizes import Size, product, shape_of, to_json
+from exporter.lower.sizes import Size, product, shape_of
 from exporter.passes import run_passes
 
-FORMAT = 1
+FORMAT = 2
+
+# Sizes for which the arenas are divided best: a picture of 1024x1024.
+TYPICAL = {"text_tokens": 512, "image_tokens": 4096, "rows": 64, "columns": 64, **free_symbols()}
 
 
 def lower_graph(model: ir.Model, component: str) -> dict[str, Any]:
@@ -116,43 +121,60 @@ def _append_pixels(low: Lowering) -> None:
 
 
 def _schedule(low: Lowering, component: str) -> dict[str, Any]:
-    lifetimes: dict[int, list[int]] = {}
+    lives, conflicts = _lives_and_conflicts(low)
+    temporaries = sorted(conflicts)
+    number = {index: position for position, index in enumerate(temporaries)}
+    sizes = [4 * int(evaluate(low.values[index]["elements"], TYPICAL)) for index in temporaries]
+    arenas = assign_arenas(
+        [{number[other] for other in conflicts[index] if other != index} for index in temporaries],
+        [(size, *lives[index]) for size, index in zip(sizes, temporaries, strict=True)],
+    )
+    kept = [index for index, value in enumerate(low.values) if value["role"] != "temporary" or index in number]
+    renamed = {index: position for position, index in enumerate(kept)}
+    values = []
+    for index in kept:
+        entry = dict(low.values[index])
+        if entry["role"] == "temporary":
+            entry |= {"arena": arenas[number[index]], "first": lives[index][0], "last": lives[index][1]}
+        values.append(entry)
+    for dispatch in low.dispatches:
+        dispatch["bindings"] = {name: _renamed(b, renamed) for name, b in dispatch["bindings"].items()}
+    sizes = [value["elements"] for value in low.values] + [loop["band_rows"] for loop in low.loops]
+    symbols = {name for size in sizes for name in symbols_of(size)}
+    return {
+        "format": FORMAT,
+        "component": component,
+        "symbols": sorted(symbols),
+        "arenas": max(arenas, default=-1) + 1,
+        "values": values,
+        "loops": low.loops,
+        "dispatches": low.dispatches,
+    }
+
+
+def _lives_and_conflicts(low: Lowering) -> tuple[dict[int, list[int]], dict[int, set[int]]]:
+    """First and last dispatch of each value, the whole loop where one uses it; what must not share its arena."""
+    lives: dict[int, list[int]] = {}
     conflicts: dict[int, set[int]] = {}
+    spans = {at: (loop["first"], loop["last"]) for loop in low.loops for at in range(loop["first"], loop["last"] + 1)}
     for position, dispatch in enumerate(low.dispatches):
         written, read = _accesses(dispatch)
+        first, last = spans.get(position, (position, position))
         for index in written | read:
-            span = lifetimes.setdefault(index, [position, position])
-            span[1] = position
+            life = lives.setdefault(index, [first, last])
+            life[1] = last
         temporary = {index for index in written | read if low.values[index]["role"] == "temporary"}
         for index in temporary & written:
             conflicts.setdefault(index, set()).update(temporary & read)
         for index in temporary & read:
             conflicts.setdefault(index, set()).update(temporary & written)
-    temporaries = sorted(conflicts)
-    number = {index: position for position, index in enumerate(temporaries)}
-    arenas = assign_arenas([{number[other] for other in conflicts[index] if other != index} for index in temporaries])
-    kept = [index for index, value in enumerate(low.values) if value["role"] != "temporary" or index in number]
-    renamed = {index: position for position, index in enumerate(kept)}
-    values = []
-    for index in kept:
-        value = low.values[index]
-        entry = {**value, "elements": to_json(value["elements"])}
-        if value["role"] == "temporary":
-            entry |= {"arena": arenas[number[index]], "first": lifetimes[index][0], "last": lifetimes[index][1]}
-        values.append(entry)
-    for dispatch in low.dispatches:
-        dispatch["bindings"] = {
-            name: renamed[b] if isinstance(b, int) else b for name, b in dispatch["bindings"].items()
-        }
-    symbols = sorted({s.name for value in low.values for s in value["elements"].free_symbols})
-    return {
-        "format": FORMAT,
-        "component": component,
-        "symbols": symbols,
-        "arenas": max(arenas, default=-1) + 1,
-        "values": values,
-        "dispatches": low.dispatches,
-    }
+    return lives, conflicts
+
+
+def _renamed(binding: Any, renamed: dict[int, int]) -> Any:
+    if isinstance(binding, dict):
+        return {**binding, "value": renamed[binding["value"]]}
+    return renamed[binding] if isinstance(binding, int) else binding
 
 
 def _accesses(dispatch: dict[str, Any]) -> tuple[set[int], set[int]]:
@@ -169,6 +191,10 @@ def _accesses(dispatch: dict[str, Any]) -> tuple[set[int], set[int]]:
             f"given {sorted(given)} and {sorted(dispatch['uniforms'])}"
         )
     dispatch["constants"] = {name: value for name, value in dispatch["constants"].items() if name in record.constants}
-    written = {dispatch["bindings"][b.name] for b in bindings if b.access == "read_write"}
-    read = {dispatch["bindings"][b.name] for b in bindings if b.access == "read"}
-    return {i for i in written if isinstance(i, int)}, {i for i in read if isinstance(i, int)}
+    values: dict[str, set[int]] = {"read_write": set(), "read": set()}
+    for binding in bindings:
+        target = dispatch["bindings"][binding.name]
+        target = target["value"] if isinstance(target, dict) else target
+        if isinstance(target, int):
+            values[binding.access].add(target)
+    return values["read_write"], values["read"]

@@ -5,13 +5,24 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from exporter.passes.fuse_activations import fuse_activations
+from exporter.passes.fuse_conv import fuse_conv
 from exporter.passes.fuse_latents_unpack import fuse_latents_unpack
 from exporter.passes.fuse_linear import fuse_linear
 from exporter.passes.fuse_modulation import fuse_modulation
 from exporter.passes.fuse_norm_rotary import fuse_norm_rotary
 from exporter.passes.join_parts import join_parts
+from exporter.passes.split_upsampled import split_upsampled
 
-PASSES = (join_parts, fuse_linear, fuse_activations, fuse_modulation, fuse_norm_rotary, fuse_latents_unpack)
+PASSES = (
+    join_parts,
+    fuse_linear,
+    fuse_activations,
+    fuse_modulation,
+    fuse_norm_rotary,
+    fuse_latents_unpack,
+    fuse_conv,
+    split_upsampled,
+)
 
 
 def run_passes(model: ir.Model) -> ir.Model:

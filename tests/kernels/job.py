@@ -1,8 +1,9 @@
 """A test case -> a job for run_case.js, and its answer -> a verdict.
 
 Every buffer is longer than its array and the rest is NaN, so that a read outside shows in the result.
-Outputs start as NaN and are followed (and, before their binding's start, preceded) by guard bands that
-must keep their bits: elements that the reference gives as NaN must not be written, all others must.
+Outputs start as NaN, or as what the case gives for one that the kernel adds to. They are followed (and,
+before their binding's start, preceded) by guard bands that must keep their bits: elements that the
+reference gives as NaN must not be written, all others must.
 """
 
 from __future__ import annotations
@@ -56,11 +57,12 @@ def make_job(kernel: Kernel, rendered: Rendered, case: Case) -> dict[str, Any]:
     present = kernel.present_bindings(case.options)
     _check_names("constants", set(kernel.constants), set(case.constants), label)
     _check_names("uniforms", set(kernel.uniforms), set(case.uniforms), label)
-    _check_names("inputs", {b.name for b in present if b.access == "read"}, set(case.inputs), label)
-    _check_names("outputs", {b.name for b in present if b.access != "read"}, set(case.outputs), label)
+    written = {b.name for b in present if b.access != "read"}
+    _check_names("inputs", {b.name for b in present} - written, set(case.inputs) - written, label)
+    _check_names("outputs", written, set(case.outputs), label)
     bindings = []
     for binding in present:
-        if binding.access == "read":
+        if binding.name in case.inputs:
             words = _words(binding.name, case.inputs[binding.name], binding.dtype, label)
         else:
             words = np.full(case.outputs[binding.name], FILL)
@@ -70,7 +72,7 @@ def make_job(kernel: Kernel, rendered: Rendered, case: Case) -> dict[str, Any]:
         bindings.append({"name": binding.name, "access": binding.access, "data": _base64(data), **place})
     integers = {k: v for k, v in rendered.options.items() if isinstance(v, int) and not isinstance(v, bool)}
     symbols = {**integers, **case.constants, **case.uniforms}
-    groups = [evaluate(expression, symbols) for expression in rendered.variant.groups]
+    groups = [evaluate(expression, symbols) for expression in rendered.groups]
     for count in groups:
         if not isinstance(count, int) or not 1 <= count <= 65_535:
             raise ValueError(f"{label}: workgroup counts must be whole numbers in 1..65535, found {groups}")

@@ -56,7 +56,7 @@ def temporary(name: str, columns: int, arena: int, first: int, last: int) -> dic
 
 # y = x·Aᵀ·Bᵀ + x, then twice more through the same weights, so that arenas are used again.
 PLAN: dict[str, Any] = {
-    "format": 1, "component": "denoiser", "symbols": ["rows"], "arenas": 2,
+    "format": 2, "component": "denoiser", "symbols": ["rows"], "arenas": 2, "loops": [],
     "values": [
         {"name": "x", "role": "input", "dtype": "f32", "elements": ["mul", "rows", K]},
         temporary("h", N, 0, 0, 1), temporary("u", K, 1, 1, 2), temporary("s", K, 0, 2, 4),
@@ -199,6 +199,9 @@ def test_cancel_is_heard_between_slices_and_leaves_only_weights(gpu: Page) -> No
     assert found["memory"]["byLabel"] == {"weights": 6144}
 
 
+X = ("dispatches", 0, "bindings", "x")
+
+
 def changed(path: tuple, value: Any) -> dict[str, Any]:
     plan = json.loads(json.dumps(PLAN))
     at = plan
@@ -217,9 +220,12 @@ def changed(path: tuple, value: Any) -> dict[str, Any]:
         (("dispatches", 0, "options", "bias"), 3, ROWS, "bad-bundle", "kernel linear"),
         (("dispatches", 0, "uniforms", "x_stride"), "columns", ROWS, "bad-bundle", "unknown symbol"),
         (("dispatches", 0, "uniforms"), {"rows": "rows"}, ROWS, "bad-bundle", "x_offset"),
+        (X, {"value": 0, "first": 1, "elements": 8}, ROWS, "bad-bundle", "multiple of 256 bytes"),
+        (X, {"value": 0, "first": 64, "elements": ["mul", "rows", K]}, ROWS, "bad-bundle", "inside 640 bytes"),
+        (X, {"value": 0, "first": ["mul", 64, "band"], "elements": 8}, ROWS, "bad-bundle", "unknown symbol"),
         (("values", 2, "arena"), 0, ROWS, "bad-bundle", "dispatch 1 (linear, B of the test)"),
         (("values", 1, "elements"), 0, ROWS, "bad-bundle", "value h"),
-        (("format",), 1, 2**24, "limit-too-low", "bytes"),
+        (("format",), 2, 2**24, "limit-too-low", "bytes"),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused_and_frees_all(

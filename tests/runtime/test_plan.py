@@ -7,12 +7,14 @@ import pytest
 from playwright.sync_api import Page
 
 from exporter.expressions import evaluate
+from exporter.lower.bands import free_symbols
 
 PLAN: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "component": "denoiser",
     "symbols": ["rows"],
     "arenas": 2,
+    "loops": [],
     "values": [
         {"name": "x", "role": "input", "dtype": "f32", "elements": "rows"},
         {
@@ -31,6 +33,7 @@ PLAN: dict[str, Any] = {
         {"kernel": "unary", "options": {}, "constants": {}, "uniforms": {"d0": "rows"}, "bindings": {"x": 1, "y": 2}},
     ],
 }
+LOOP = {"first": 0, "last": 1, "rows": "rows", "band_rows": 2}
 DIGEST = "ab" * 32
 COMPONENT = {
     "graph": "g.onnx",
@@ -73,15 +76,24 @@ def refusal(page: Page, module: str, function: str, *arguments: Any) -> dict[str
 
 def test_good_documents_are_taken(calculator: Page) -> None:
     assert refusal(calculator, "plan", "parsePlan", PLAN, "here") is None
+    window = {"value": 1, "first": ["mul", "band", 64], "elements": 64}
+    looped = changed(changed(PLAN, ("loops",), [LOOP]), ("dispatches", 1, "bindings", "x"), window)
+    assert refusal(calculator, "plan", "parsePlan", looped, "here") is None
     assert refusal(calculator, "manifest", "parseManifest", MANIFEST, "here") is None
 
 
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        (("format",), 2, "newer"),
-        (("format",), "1", "format 1"),
+        (("format",), 3, "newer"),
+        (("format",), "2", "format 2"),
         (("values",), None, "values"),
+        (("loops",), None, "loops"),
+        (("loops",), [LOOP, LOOP], "dispatches from 2 to 1"),
+        (("loops",), [{**LOOP, "last": 2}], "dispatches from 0 to 1"),
+        (("loops",), [{"first": 0, "last": 1, "rows": 4}], "band_rows"),
+        (("dispatches", 1, "bindings", "x"), {"value": 3, "first": 0, "elements": 1}, "below 3"),
+        (("dispatches", 1, "bindings", "x"), {"value": 1, "first": 0}, "a window"),
         (("dispatches",), [], "dispatches"),
         (("arenas",), -1, "arenas"),
         (("values", 0, "role"), "parameter", "role"),
@@ -100,6 +112,12 @@ def test_a_bad_plan_is_refused(calculator: Page, path: tuple, value: Any, said: 
     assert error["code"] == "bad-bundle"
     assert said in error["message"]
     assert "http://x/p.plan.json" in error["message"]
+
+
+def test_a_value_that_dies_within_a_loop_is_refused(calculator: Page) -> None:
+    longer = [*PLAN["dispatches"], {**PLAN["dispatches"][0], "bindings": {"x": 0, "y": 2}}]
+    plan = {**PLAN, "dispatches": longer, "loops": [{**LOOP, "first": 1, "last": 2}]}
+    assert "t alive from 1 to 2" in refusal(calculator, "plan", "parsePlan", plan, "here")["message"]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +185,28 @@ def test_a_bad_request_names_field_and_nearest_value(
     assert error["code"] == "bad-request"
     assert error["message"].startswith(f"{field}: expected")
     assert nearest is None or error["message"].endswith(f"the nearest is {nearest}")
+
+
+def test_loops_run_their_dispatches_once_for_each_band(calculator: Page) -> None:
+    script = """async ([plan, symbols]) => (await load("bands")).unrolled(plan, symbols).map(({ index, symbols: s }) =>
+      [index, s.band, s.bands, s.band_first, s.band_end])"""
+    dispatch = PLAN["dispatches"][0]
+    often = {**dispatch, "when": ["sub", "bands", 1]}
+    plan = {**PLAN, "dispatches": [dispatch, often, dispatch, dispatch], "loops": [{**LOOP, "first": 1, "last": 2}]}
+    outside = [None] * 4
+    expected = [[0, *outside], [1, 0, 3, 0, 2], [2, 0, 3, 0, 2], [1, 1, 3, 2, 4], [2, 1, 3, 2, 4]]
+    expected += [[1, 2, 3, 4, 5], [2, 2, 3, 4, 5], [3, *outside]]
+    assert calculator.evaluate(script, [plan, {"rows": 5}]) == expected
+    assert calculator.evaluate(script, [plan, {"rows": 2}]) == [[0, *outside], [2, 0, 1, 0, 2], [3, *outside]]
+
+
+@pytest.mark.parametrize(
+    ("binding", "buffer"), [(2**27, 2**28), (2**27, 2**31), (2**30, 2**32), (2**31 - 4, 2**31), (2**25, 2**28)]
+)
+def test_exporter_and_runtime_choose_bands_alike(calculator: Page, binding: int, buffer: int) -> None:
+    script = "async (limits) => (await load('bands')).bandSymbols(limits)"
+    found = calculator.evaluate(script, {"maxStorageBufferBindingSize": binding, "maxBufferSize": buffer})
+    assert found == free_symbols(binding, buffer)
 
 
 EXPRESSIONS: list[tuple[Any, dict[str, float]]] = [

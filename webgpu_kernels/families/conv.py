@@ -1,4 +1,9 @@
-"""`conv2d`: convolution as an implicit matrix product, images as height, width, channels."""
+"""`conv2d`: convolution as an implicit matrix product, pictures as height, width, channels.
+
+A dispatch computes `rows` rows of y from `row_first` on. Of x and residual it needs no more than the rows that
+these take, so each of x, y and residual may be a window of its picture: `..._first` is the picture's row where
+the window begins, `..._offset` elements after the binding's start.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +12,91 @@ from typing import Any
 import numpy as np
 
 from webgpu_kernels.grid import StagedTile, Tile
-from webgpu_kernels.registry import Binding, Case, Kernel, Numbers, Options, Variant, register
+from webgpu_kernels.registry import Binding, Case, Groups, Kernel, Numbers, Options, Variant, register
 from webgpu_kernels.weights import DENSE, dense, random_weights, weight_bindings
 
 Arrays = dict[str, np.ndarray]
 
 TILE = Tile(rows=16, columns=4)
 STAGED_F16 = StagedTile(operand="f16", thread_rows=8, thread_columns=4, depth=32)
+NORMS = ("none", "affine", "affine_silu")
+
+
+def _width(options: Options) -> Any:
+    """Of y, as an expression."""
+    return ["mul", 2, "width"] if options["upsample"] else "width"
+
+
+def _tile_groups(options: Options) -> Groups:
+    return TILE.groups("OUT_CHANNELS", ["mul", "rows", ["ceil_div", _width(options), TILE.rows]])
+
+
+def _staged_groups(options: Options) -> Groups:
+    return STAGED_F16.groups("OUT_CHANNELS", ["mul", "rows", _width(options)])
 
 
 def _elements(options: Options) -> dict[str, str]:
     if not options["aligned"]:
         return {}
-    return {"x": "vec4f", "weight": {"f16": "vec2u", "f32": "vec4f"}[options["weights"]]}
+    return {
+        "x": "vec4f",
+        "weight": {"f16": "vec2u", "f32": "vec4f"}[options["weights"]],
+        "scale": "vec4f",
+        "shift": "vec4f",
+    }
+
+
+def _operand(inputs: Arrays, options: Options, constants: Numbers, u: Numbers, half: int) -> np.ndarray:
+    """What is convolved, f64[rows + 2 half, width + 2 half, channels]: normalized, doubled, zero outside."""
+    up, channels = 1 + options["upsample"], constants["IN_CHANNELS"]
+    first, last = u["row_first"] - half, u["row_first"] + u["rows"] + half
+    inside = np.arange(max(first, 0), min(last, u["height"] * up))
+    start = u["x_offset"] + (inside[0] // up - u["x_first"]) * u["width"] * channels
+    x = inputs["x"].astype(np.float64)[start:][: (inside[-1] // up - inside[0] // up + 1) * u["width"] * channels]
+    if options["norm"] != "none":
+        x = x.reshape(-1, channels) * inputs["scale"][:channels].astype(np.float64) + inputs["shift"][:channels]
+    if options["norm"] == "affine_silu":
+        x = x * 0.5 * (1 + np.tanh(0.5 * x))
+    picture = x.reshape(-1, u["width"], channels)[inside // up - inside[0] // up].repeat(up, axis=1)
+    return np.pad(picture, ((inside[0] - first, last - 1 - inside[-1]), (half, half), (0, 0)))
+
+
+def _window(buffer: np.ndarray, name: str, u: Numbers, row: int) -> np.ndarray:
+    """The computed rows of y or residual in their buffer, as a view; `row` is the elements of a row."""
+    start = u[f"{name}_offset"] + (u["row_first"] - u[f"{name}_first"]) * row
+    return buffer[start : start + u["rows"] * row]
 
 
 def _conv2d(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
-    height, width, size = uniforms["height"], uniforms["width"], constants["KERNEL_SIZE"]
-    n, channels = constants["OUT_CHANNELS"], constants["IN_CHANNELS"]
-    x = inputs["x"].astype(np.float64)[uniforms["x_offset"] :][: height * width * channels]
-    half = size // 2
-    padded = np.pad(x.reshape(height, width, channels), ((half, half), (half, half), (0, 0)))
+    """With residual "accumulate", `inputs["y"]` is what y holds before."""
+    size, n, channels = constants["KERNEL_SIZE"], constants["OUT_CHANNELS"], constants["IN_CHANNELS"]
+    padded = _operand(inputs, options, constants, uniforms, size // 2)
+    height, width = uniforms["rows"], uniforms["width"] * (1 + options["upsample"])
     weight = dense(options["weights"], inputs, n, size * size * channels, 1).reshape(n, size, size, channels)
     y = np.zeros((height, width, n))
     for row in range(size):
         for column in range(size):
             y += padded[row : row + height, column : column + width] @ weight[:, row, column].T
     if options["bias"]:
-        y += inputs["bias"].astype(np.float64)
+        y += inputs["bias"][:n].astype(np.float64)
+    y = y.reshape(-1)
+    if options["residual"] != "none":
+        name = {"add": "residual", "accumulate": "y"}[options["residual"]]
+        y += _window(inputs[name].astype(np.float64), name, uniforms, width * n)
     out = np.full(outputs["y"], np.nan)
-    out[uniforms["y_offset"] : uniforms["y_offset"] + y.size] = y.reshape(-1)
+    _window(out, "y", uniforms, width * n)[:] = y
     return {"y": out}
+
+
+def _windows(height: int, rows: tuple[int, int], half: int, up: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(first, end) rows of x and of y that a case binds: no more of x than is read, one more of y on each side."""
+    first, last = max(rows[0] - half, 0), min(rows[0] + rows[1] + half, height * up) - 1
+    return (first // up, last // up + 1), (max(rows[0] - 1, 0), rows[0] + rows[1] + 1)
+
+
+def _guarded(values: np.ndarray, before: int, after: int = 0) -> np.ndarray:
+    """`values` between so many NaN, where no kernel may read or write."""
+    return np.pad(values, (before, after), constant_values=np.nan).astype(np.float32)
 
 
 def _case(
@@ -47,28 +106,47 @@ def _case(
     channels: tuple[int, int],
     size: int,
     *,
-    bias: bool = True,
-    aligned: bool = True,
+    rows: tuple[int, int] | None = None,
     offset: int = 0,
+    **options: Any,
 ) -> Case:
-    """`channels` are those in and out; `offset` is unused elements before x and y."""
+    """`channels` are those in and out, `rows` the first computed row and how many; `offset` is unused elements before
+    x and residual, and one more before y."""
+    options = {"bias": True, "aligned": True, "norm": "none", "upsample": False, "residual": "none"} | options
     into, out = channels
+    up = 1 + options["upsample"]
+    rows = rows or (0, height * up)
+    (x_first, x_end), (y_first, y_end) = _windows(height, rows, size // 2, up)
+    y_row = width * up * out
     rng = np.random.default_rng([height, width, into, out])
     inputs: dict[str, Any] = {
-        "x": (rng.standard_normal(offset + height * width * into) * 40).astype(np.float32),
+        "x": _guarded(rng.standard_normal((x_end - x_first) * width * into) * 40, offset),
         **random_weights(weights, out, size * size * into, 1, seed=size),
     }
-    if bias:
+    if options["bias"]:
         inputs["bias"] = (rng.standard_normal(out) * 40).astype(np.float32)
+    if options["norm"] != "none":
+        inputs["scale"] = (rng.standard_normal(into) / 20).astype(np.float32)
+        inputs["shift"] = rng.standard_normal(into).astype(np.float32)
+    if options["residual"] == "add":
+        inputs["residual"] = _guarded(rng.standard_normal(rows[1] * y_row) * 40, offset)
+    if options["residual"] == "accumulate":
+        before, after = ((rows[0] - y_first) * y_row, (y_end - rows[0] - rows[1]) * y_row)
+        inputs["y"] = _guarded(rng.standard_normal(rows[1] * y_row) * 40, offset + 1 + before, after)
+    named = [name for name in (options["norm"], options["residual"]) if name != "none"]
+    named += [name for name, said in (("up", up == 2), ("plain", not options["bias"])) if said]
+    named += [f"rows{rows[0]}+{rows[1]}"] * (rows[1] < height * up) + ["unaligned"] * (not options["aligned"])
     return Case(
-        f"{weights}-{height}x{width}-{into}to{out}-k{size}{'' if bias else '-plain'}{'' if aligned else '-unaligned'}",
-        {"weights": weights, "bias": bias, "aligned": aligned},
+        "-".join([weights, f"{height}x{width}", f"{into}to{out}", f"k{size}", *named]),
+        {"weights": weights, **options},
         {"IN_CHANNELS": into, "OUT_CHANNELS": out, "KERNEL_SIZE": size},
-        {"height": height, "width": width, "x_offset": offset, "y_offset": offset},
+        {"height": height, "width": width, "x_first": x_first, "x_offset": offset, "row_first": rows[0],
+         "rows": rows[1], "y_offset": offset + 1, "y_first": y_first, "residual_offset": offset,
+         "residual_first": rows[0]},
         inputs,
-        {"y": offset + height * width * out},
+        {"y": offset + 1 + (y_end - y_first) * y_row},
         error=3e-6,
-    )
+    )  # fmt: skip
 
 
 def _cases() -> list[Case]:
@@ -83,6 +161,19 @@ def _cases() -> list[Case]:
         _case("f32", 4, 6, (12, 10), 3),
         _case("f32", 3, 8, (5, 3), 3, aligned=False, offset=1),
         _case("f32", 7, 11, (8, 8), 5, bias=False),
+        # Bands: in the middle, at the end, one row; every option at each of the kernel sizes.
+        _case("f16", 21, 19, (36, 40), 3, rows=(6, 9), offset=12, norm="affine_silu", residual="add"),
+        _case("f16", 21, 19, (36, 40), 3, rows=(15, 6), norm="affine", residual="accumulate", bias=False),
+        _case("f16", 9, 33, (8, 4), 3, rows=(4, 1), offset=4, norm="affine_silu"),
+        _case("f16", 9, 17, (68, 8), 3, rows=(5, 8), upsample=True, offset=4),
+        _case("f16", 5, 6, (16, 70), 3, upsample=True, norm="affine_silu", residual="accumulate"),
+        _case("f16", 7, 10, (8, 36), 1, rows=(3, 7), upsample=True, residual="accumulate", bias=False),
+        _case("f16", 7, 10, (12, 6), 1, rows=(2, 3), norm="affine_silu", residual="add", offset=4),
+        _case("f32", 11, 9, (20, 8), 3, rows=(10, 1), norm="affine_silu", residual="add"),
+        _case("f32", 6, 21, (12, 68), 3, rows=(7, 5), upsample=True, residual="accumulate"),
+        _case("f32", 12, 6, (8, 6), 5, rows=(3, 4), norm="affine", offset=8),
+        _case("f16", 9, 6, (7, 5), 3, rows=(2, 3), aligned=False, offset=3, norm="affine_silu", residual="add"),
+        _case("f32", 4, 5, (5, 3), 3, rows=(1, 6), aligned=False, upsample=True, norm="affine", residual="accumulate"),
     ]
 
 
@@ -93,23 +184,31 @@ register(
             Binding("x"),
             *weight_bindings(DENSE),
             Binding("bias", when={"bias": (True,)}),
+            Binding("scale", when={"norm": NORMS[1:]}),
+            Binding("shift", when={"norm": NORMS[1:]}),
+            Binding("residual", when={"residual": ("add",)}),
             Binding("y", "read_write"),
         ),
         constants={"IN_CHANNELS": "u32", "OUT_CHANNELS": "u32", "KERNEL_SIZE": "u32"},
-        uniforms={"height": "u32", "width": "u32", "x_offset": "u32", "y_offset": "u32"},
-        options={"weights": DENSE, "bias": (True, False), "aligned": (True, False)},
+        uniforms=dict.fromkeys(
+            ["height", "width", "x_first", "x_offset", "row_first", "rows"]
+            + ["y_offset", "y_first", "residual_offset", "residual_first"],
+            "u32",
+        ),
+        options={
+            "weights": DENSE,
+            "bias": (True, False),
+            "aligned": (True, False),
+            "norm": NORMS,
+            "upsample": (False, True),
+            "residual": ("none", "add", "accumulate"),
+        },
         variants=(
-            Variant(
-                "f32",
-                "conv2d.wgsl",
-                TILE.groups("OUT_CHANNELS", ["mul", "height", ["ceil_div", "width", TILE.rows]]),
-                context=TILE.context(),
-                elements=_elements,
-            ),
+            Variant("f32", "conv2d.wgsl", _tile_groups, context=TILE.context(), elements=_elements),
             Variant(
                 "f16",
                 "conv2d_staged.wgsl",
-                STAGED_F16.groups("OUT_CHANNELS", ["mul", "height", "width"]),
+                _staged_groups,
                 features=("shader-f16",),
                 context=STAGED_F16.context(),
                 elements=_elements,

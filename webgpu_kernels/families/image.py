@@ -1,4 +1,4 @@
-"""Small kernels at the ends of the denoiser and the decoder: Euler step, latents, upsampling, pixels."""
+"""Small kernels at the ends of the denoiser and the decoder: Euler step, latents, pixels."""
 
 from __future__ import annotations
 
@@ -89,45 +89,6 @@ register(
         variants=(Variant("f32", "pixels.wgsl", threads("pixels")),),
         reference=_pixels,
         cases=_pixels_cases,
-    )
-)
-
-
-def _upsample_nearest(
-    inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers
-) -> Arrays:
-    height, width, channels = uniforms["height"], uniforms["width"], constants["CHANNELS"]
-    x = inputs["x"].astype(np.float64)[uniforms["x_offset"] :][: height * width * channels]
-    y = x.reshape(height, width, channels).repeat(2, axis=0).repeat(2, axis=1)
-    return {"y": _placed(y, uniforms["y_offset"], outputs["y"])}
-
-
-def _upsample_nearest_cases() -> list[Case]:
-    def case(name: str, height: int, width: int, channels: int, x_offset: int, y_offset: int) -> Case:
-        elements = height * width * channels
-        return Case(
-            name,
-            {},
-            {"CHANNELS": channels},
-            {"height": height, "width": width, "x_offset": x_offset, "y_offset": y_offset},
-            {"x": _f32(4, x_offset + elements)},
-            {"y": y_offset + 4 * elements + 1},
-            error=0,
-        )
-
-    return [case("odd", 5, 7, 3, 2, 9), case("wide", 2, 33, 32, 0, 0), case("one-pixel", 1, 1, 1, 0, 0)]
-
-
-register(
-    Kernel(
-        name="upsample_nearest",
-        bindings=(Binding("x"), Binding("y", "read_write")),
-        constants={"CHANNELS": "u32"},
-        uniforms={"height": "u32", "width": "u32", "x_offset": "u32", "y_offset": "u32"},
-        options={},
-        variants=(Variant("f32", "upsample_nearest.wgsl", threads(["mul", "height", "width", "CHANNELS"])),),
-        reference=_upsample_nearest,
-        cases=_upsample_nearest_cases,
     )
 )
 

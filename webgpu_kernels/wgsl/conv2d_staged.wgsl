@@ -1,6 +1,6 @@
 {{ "enable f16;" if operand == "f16" }}
 // y = conv(x, W) + bias, as conv2d.wgsl, through workgroup memory. Operands are {{ operand }}, sums f32.
-// A row of the product is a pixel, counted over the whole image.
+// A row of the product is a pixel, counted over the rows to compute.
 {% set vectors = 1 %}
 {{ interface }}
 override K: u32 = KERNEL_SIZE * KERNEL_SIZE * IN_CHANNELS;
@@ -9,36 +9,21 @@ override TAP_STEPS: u32 = (IN_CHANNELS + 3u) / 4u;
 override STEPS: u32 = KERNEL_SIZE * KERNEL_SIZE * TAP_STEPS;
 {% include "lib/unpack_" ~ weights ~ ".wgsl" %}
 
+{% include "lib/picture.wgsl" %}
+
 struct XRow {
     row: u32, // of the pixel's first tap; coordinates before the image wrap round to huge numbers
     column: u32,
 }
 
 fn x_row(pixel: u32) -> XRow {
-    return XRow(pixel / params.width - KERNEL_SIZE / 2u, pixel % params.width - KERNEL_SIZE / 2u);
+    let row = params.row_first + pixel / picture_width();
+    return XRow(row - KERNEL_SIZE / 2u, pixel % picture_width() - KERNEL_SIZE / 2u);
 }
 
 fn load_x(pixel: XRow, step: u32) -> vec4f {
     let tap = step / TAP_STEPS;
-    let four = step % TAP_STEPS;
-    let row = pixel.row + tap / KERNEL_SIZE;
-    let column = pixel.column + tap % KERNEL_SIZE;
-    if (row >= params.height || column >= params.width) {
-        return vec4f();
-    }
-    let place = row * params.width + column;
-{% if aligned %}
-    return x[params.x_offset / 4u + place * TAP_STEPS + four];
-{% else %}
-    let first = params.x_offset + place * IN_CHANNELS + four * 4u;
-    let left = IN_CHANNELS - four * 4u;
-    return vec4f(
-        x[first],
-        select(0.0, x[first + 1u], left > 1u),
-        select(0.0, x[first + 2u], left > 2u),
-        select(0.0, x[first + 3u], left > 3u),
-    );
-{% endif %}
+    return padded_operand(pixel.row + tap / KERNEL_SIZE, pixel.column + tap % KERNEL_SIZE, step % TAP_STEPS);
 }
 
 fn weights_of(row: WeightRow, step: u32) -> vec4f {
@@ -51,8 +36,9 @@ fn weights_of(row: WeightRow, step: u32) -> vec4f {
 }
 
 fn store(pixel: u32, column: u32, sum: f32) {
-    if (pixel < params.height * params.width && column < OUT_CHANNELS) {
-        y[params.y_offset + pixel * OUT_CHANNELS + column] = sum{{ " + bias[column]" if bias }};
+    let row = pixel / picture_width();
+    if (row < params.rows && column < OUT_CHANNELS) {
+        store_value(params.row_first + row, pixel % picture_width(), column, sum);
     }
 }
 

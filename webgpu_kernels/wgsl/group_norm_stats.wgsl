@@ -1,5 +1,5 @@
-// stats[group, chunk] = (mean, sum of squared deviations) of the group's channels over one chunk of
-// pixels of x: f32[pixels, CHANNELS]; a chunk is ceil(pixels / CHUNKS) pixels, the last ones fewer.
+// stats[slot_first + chunk, group] = (count, mean, sum of squared deviations) of the group's channels over one
+// chunk of pixels of x: f32[pixels, CHANNELS]; a chunk is ceil(pixels / CHUNKS) pixels, the last ones fewer.
 // Empty chunks give zeros. One thread a chunk and group: neighbouring threads read neighbouring groups
 // of the same pixel, and no barrier is needed.
 
@@ -62,7 +62,8 @@ fn main(
             total = merge(total, Moments(1.0, x[channel] - pivot, 0.0));
         }
     }
-    let index = 2u * (group * CHUNKS + chunk);
-    stats[index] = select(0.0, total.mean + pivot, total.count > 0.0);
-    stats[index + 1u] = total.squares;
+    let index = 3u * ((params.slot_first + chunk) * GROUPS + group);
+    stats[index] = total.count;
+    stats[index + 1u] = select(0.0, total.mean + pivot, total.count > 0.0);
+    stats[index + 2u] = total.squares;
 }

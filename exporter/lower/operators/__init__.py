@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from exporter.lower.lowering import Lowering
 from exporter.lower.operators.attention import attention, layer_norm, norm_rotary, rms_norm
-from exporter.lower.operators.image import conv, group_norm, latents_unpack, resize
+from exporter.lower.operators.image import conv, group_norm, latents_unpack, refuse_conv, refuse_resize
 from exporter.lower.operators.layout import concat, expand, reshape, slice_, split, transpose
 from exporter.lower.operators.matmul import embedding, linear
 from exporter.lower.operators.pointwise import binary, gate_residual, swiglu, unary
+from exporter.lower.operators.upsampled import upsampled
 
 OPERATORS: dict[tuple[str, str], Callable[[Lowering, ir.Node], None]] = {
     **{("", name): reshape for name in ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity")},
@@ -32,10 +33,12 @@ OPERATORS: dict[tuple[str, str], Callable[[Lowering, ir.Node], None]] = {
     ("", "RMSNormalization"): rms_norm,
     ("", "Attention"): attention,
     ("", "Gather"): embedding,
-    ("", "Conv"): conv,
+    ("", "Conv"): refuse_conv,
     ("", "GroupNormalization"): group_norm,
-    ("", "Resize"): resize,
+    ("", "Resize"): refuse_resize,
     ("bitbrush.fused", "Linear"): linear,
+    ("bitbrush.fused", "Conv"): conv,
+    ("bitbrush.fused", "Upsampled"): upsampled,
     ("bitbrush.fused", "Silu"): unary("silu"),
     ("bitbrush.fused", "SwiGLU"): swiglu,
     ("bitbrush.fused", "GateResidual"): gate_residual,

@@ -30,3 +30,8 @@ def head_result(low: Lowering, node: ir.Node, tokens: Size, heads: int, size: in
     if split is None:
         raise refuse(node, "a result in rows of heads expected")
     return Heads(split, split.strides[0], split.strides[1])
+
+
+def padded(node: ir.Node, count: int) -> tuple[ir.Value | None, ...]:
+    """All `count` inputs of a node, None for those it ends without."""
+    return (*node.inputs, *[None] * count)[:count]

@@ -7,12 +7,15 @@ import { BitbrushError, show } from "./errors.js";
  * @typedef {{name: string, role: "input" | "output" | "temporary", dtype: "f32" | "u32", elements: Expression,
  *   arena?: number, first?: number, last?: number}} PlanValue
  * @typedef {{kernel: string, options: Record<string, unknown>, constants: Record<string, number>,
- *   uniforms: Record<string, Expression>, bindings: Record<string, number | string>, source?: string}} Dispatch
+ *   uniforms: Record<string, Expression>, bindings: Record<string, number | string | Window>, source?: string,
+ *   when?: Expression}} Dispatch
+ * @typedef {{value: number, first: Expression, elements: Expression}} Window a part of a value
+ * @typedef {{first: number, last: number, rows: Expression, band_rows: Expression}} Loop over bands of rows
  * @typedef {{format: number, component: string, symbols: string[], arenas: number, values: PlanValue[],
- *   dispatches: Dispatch[]}} Plan
+ *   loops: Loop[], dispatches: Dispatch[]}} Plan
  */
 
-export const PLAN_FORMAT = 1;
+export const PLAN_FORMAT = 2;
 
 /**
  * @param {boolean} condition
@@ -62,11 +65,41 @@ export function parsePlan(json, where) {
   require(Array.isArray(plan.values), `${where}, values`, "a list", plan.values);
   require(Array.isArray(plan.dispatches) && plan.dispatches.length > 0, `${where}, dispatches`, "a filled list",
     plan.dispatches);
+  require(Array.isArray(plan.loops), `${where}, loops`, "a list", plan.loops);
   plan.values.forEach((/** @type {unknown} */ value, /** @type {number} */ index) =>
     checkValue(value, /** @type {Plan} */ (plan), `${where}, value ${index}`));
   plan.dispatches.forEach((/** @type {unknown} */ dispatch, /** @type {number} */ index) =>
     checkDispatch(dispatch, index, /** @type {Plan} */ (plan), `${where}, dispatch ${index}`));
+  plan.loops.forEach((/** @type {unknown} */ loop, /** @type {number} */ index) =>
+    checkLoop(loop, index, /** @type {Plan} */ (plan), `${where}, loop ${index}`));
   return /** @type {Plan} */ (plan);
+}
+
+/**
+ * @param {unknown} json
+ * @param {number} index
+ * @param {Plan} plan
+ * @param {string} where
+ */
+function checkLoop(json, index, plan, where) {
+  require(isRecord(json), where, "an object", json);
+  const loop = /** @type {Loop} */ (json);
+  const start = index > 0 ? plan.loops[index - 1].last + 1 : 0;
+  const { first, last } = loop;
+  const inOrder = Number.isInteger(first) && Number.isInteger(last) && start <= first && first <= last;
+  require(inOrder && last < plan.dispatches.length, where,
+    `dispatches from ${start} to ${plan.dispatches.length - 1}, after the loop before`, [first, last]);
+  for (const key of /** @type {const} */ (["rows", "band_rows"])) {
+    require(loop[key] !== undefined, `${where}, ${key}`, "an expression", loop[key]);
+  }
+  for (const dispatch of plan.dispatches.slice(first, last + 1)) {
+    for (const target of Object.values(dispatch.bindings)) {
+      const value = typeof target === "string" ? undefined : plan.values[isRecord(target) ? target.value : target];
+      if (value?.role !== "temporary") continue;
+      require(Number(value.first) <= first && last <= Number(value.last), where,
+        `${value.name} alive from ${first} to ${last}`, [value.first, value.last]);
+    }
+  }
 }
 
 /**
@@ -109,9 +142,14 @@ function checkDispatch(json, index, plan, where) {
   for (const [name, target] of Object.entries(dispatch.bindings)) {
     const here = `${where}, binding ${name}`;
     if (typeof target === "string") continue; // a tensor; its name is checked when weights are known
-    require(Number.isInteger(target) && target >= 0 && target < plan.values.length, here,
-      `a tensor's name or an index below ${plan.values.length}`, target);
-    const value = plan.values[target];
+    const number = isRecord(target) ? target.value : target;
+    require(Number.isInteger(number) && number >= 0 && number < plan.values.length, here,
+      `a tensor's name, or an index below ${plan.values.length} or a window of it`, target);
+    if (isRecord(target)) {
+      const whole = target.first !== undefined && target.elements !== undefined;
+      require(whole && Object.keys(target).length === 3, here, "a window {value, first, elements}", target);
+    }
+    const value = plan.values[number];
     if (value.role !== "temporary") continue;
     require(Number(value.first) <= index && index <= Number(value.last), here,
       `${value.name} alive at dispatch ${index}`, [value.first, value.last]);

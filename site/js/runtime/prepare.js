@@ -1,5 +1,6 @@
 // Makes a plan ready to run: symbols become sizes, sizes become buffers, uniforms and bind groups.
 
+import { bandSymbols, unrolled } from "./bands.js";
 import { BitbrushError } from "./errors.js";
 import { Executor } from "./executor.js";
 import { evaluate, evaluateCount } from "./expressions.js";
@@ -21,15 +22,16 @@ const MAX_GROUPS = 65535;
 
 /**
  * Multiply-adds of a dispatch, roughly.
- * @param {string} kernel
+ * @param {Dispatch} dispatch
  * @param {Uniforms} sizes uniforms and constants
  * @param {number[]} groups
  */
-function estimateWork(kernel, sizes, groups) {
+function estimateWork({ kernel, options }, sizes, groups) {
   const overhead = 256 * groups[0] * groups[1] * groups[2];
   if (kernel === "linear") return overhead + sizes.rows * sizes.N * sizes.K;
   if (kernel === "conv2d") {
-    return overhead + sizes.height * sizes.width * sizes.IN_CHANNELS * sizes.OUT_CHANNELS * sizes.KERNEL_SIZE ** 2;
+    const pixels = sizes.rows * sizes.width * (options.upsample ? 2 : 1);
+    return overhead + pixels * sizes.IN_CHANNELS * sizes.OUT_CHANNELS * sizes.KERNEL_SIZE ** 2;
   }
   if (kernel === "attention") return overhead + 2 * sizes.q_tokens * sizes.kv_tokens * sizes.HEADS * sizes.HEAD_SIZE;
   return overhead;
@@ -40,7 +42,7 @@ function estimateWork(kernel, sizes, groups) {
  * @param {DeviceContext} context
  * @param {Plan} plan
  * @param {{symbols: Record<string, number>, tensors: Tensors, pipelines: Pipelines, pacer: Pacer}} inputs
- *   symbols: a value for each of plan.symbols
+ *   symbols: a value for each of plan.symbols; what the device decides (bandSymbols) may be left out
  * @returns {Promise<Executor>}
  */
 export async function prepare(context, plan, { symbols, tensors, pipelines, pacer }) {
@@ -48,7 +50,8 @@ export async function prepare(context, plan, { symbols, tensors, pipelines, pace
     plan.dispatches.map((dispatch) => pipelines.get(dispatch, plan.component))));
   const executor = new Executor(context, plan, pacer);
   try {
-    await context.scoped(`plan ${plan.component}`, () => build(executor, compiled, symbols, tensors));
+    const all = { ...bandSymbols(context.device.limits), ...symbols };
+    await context.scoped(`plan ${plan.component}`, () => build(executor, compiled, all, tensors));
   } catch (error) {
     executor.destroy();
     throw error;
@@ -66,16 +69,18 @@ function build(executor, compiled, symbols, tensors) {
   const { plan, context } = executor;
   const places = placeValues(executor, symbols);
   const slot = roundUp(Math.max(...compiled.map(({ entry }) => entry.uniforms.length * 4)), ALIGNMENT);
-  const uniformBytes = new ArrayBuffer(slot * plan.dispatches.length);
+  const steps = unrolled(plan, symbols);
+  const uniformBytes = new ArrayBuffer(slot * steps.length);
   const uniformBuffer = executor.own("uniforms", uniformBytes.byteLength, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
-  executor.steps = plan.dispatches.map((dispatch, index) => {
+  executor.steps = steps.map(({ index, dispatch, symbols: here }, order) => {
     const { entry, pipeline, layout } = compiled[index];
     const where = `plan ${plan.component}, dispatch ${index} (${dispatch.kernel}, ${dispatch.source ?? "no source"})`;
-    const uniforms = fillUniforms(new DataView(uniformBytes, index * slot, slot), entry, dispatch, symbols, where);
-    const bound = entry.bindings.map((binding) => findBinding(binding.name, dispatch, places, tensors, where));
+    const uniforms = fillUniforms(new DataView(uniformBytes, order * slot, slot), entry, dispatch, here, where);
+    const known = { places, tensors, symbols: here };
+    const bound = entry.bindings.map((binding) => findBinding(binding.name, dispatch, known, where));
     checkAliases(entry, bound, where);
     checkBindingSizes(bound, context.device.limits, where);
-    const resources = [...bound, { buffer: uniformBuffer, offset: index * slot, size: roundUp(entry.uniforms.length * 4, 16) }];
+    const resources = [...bound, { buffer: uniformBuffer, offset: order * slot, size: roundUp(entry.uniforms.length * 4, 16) }];
     const bindGroup = context.device.createBindGroup({
       layout, entries: resources.map((resource, binding) => ({ binding, resource })),
     });
@@ -85,7 +90,7 @@ function build(executor, compiled, symbols, tensors) {
     if (most > MAX_GROUPS) {
       throw new BitbrushError("limit-too-low", `${where}: needs ${most} workgroups in one direction, WebGPU allows ${MAX_GROUPS}`);
     }
-    return { pipeline, bindGroup, groups, work: estimateWork(dispatch.kernel, sizes, groups) };
+    return { pipeline, bindGroup, groups, work: estimateWork(dispatch, sizes, groups) };
   });
   context.device.queue.writeBuffer(uniformBuffer, 0, uniformBytes);
 }
@@ -154,13 +159,13 @@ function fillUniforms(view, entry, dispatch, symbols, where) {
 /**
  * @param {string} name of the binding
  * @param {Dispatch} dispatch
- * @param {TensorPlace[]} places
- * @param {Tensors} tensors
+ * @param {{places: TensorPlace[], tensors: Tensors, symbols: Record<string, number>}} known
  * @param {string} where
  * @returns {TensorPlace}
  */
-function findBinding(name, dispatch, places, tensors, where) {
+function findBinding(name, dispatch, { places, tensors, symbols }, where) {
   const target = dispatch.bindings[name];
+  if (typeof target === "object") return windowOf(places[target.value], target, symbols, `${where}, ${name}`);
   const place = typeof target === "string" ? tensors.get(target) : places[target];
   if (place) return place;
   const found = target === undefined ? `bindings ${Object.keys(dispatch.bindings)}` : `no tensor ${target}`;
@@ -168,17 +173,37 @@ function findBinding(name, dispatch, places, tensors, where) {
 }
 
 /**
- * WebGPU forbids one buffer both read and written in a dispatch, even in ranges apart.
+ * @param {TensorPlace} place of the whole value
+ * @param {import("./plan.js").Window} window
+ * @param {Record<string, number>} symbols
+ * @param {string} where
+ * @returns {TensorPlace}
+ */
+function windowOf(place, window, symbols, where) {
+  const start = 4 * evaluateCount(window.first, symbols, `${where}, first`);
+  const size = roundUp(4 * evaluateCount(window.elements, symbols, `${where}, elements`, 1), 16);
+  if (start % ALIGNMENT !== 0 || start + size > place.size) {
+    throw new BitbrushError("bad-bundle", `${where}: expected a window from a multiple of ${ALIGNMENT} bytes inside ` +
+      `${place.size} bytes, found bytes ${start} to ${start + size}`);
+  }
+  return { buffer: place.buffer, offset: place.offset + start, size };
+}
+
+/**
+ * WebGPU forbids one buffer both read and written in a dispatch, even in ranges apart, and two writes to one range.
  * @param {import("./pipelines.js").KernelEntry} entry
  * @param {TensorPlace[]} bound
  * @param {string} where
  */
 function checkAliases(entry, bound, where) {
-  const written = bound.filter((_, index) => entry.bindings[index].access === "read_write");
-  for (const place of written) {
-    if (bound.filter((other) => other.buffer === place.buffer).length === 1) continue;
-    throw new BitbrushError("bad-bundle", `${where}: expected its output in a buffer of its own, found an operand there`);
-  }
+  const writes = (/** @type {number} */ index) => entry.bindings[index].access === "read_write";
+  bound.forEach((place, index) => {
+    const other = writes(index) && bound.some((found, at) => at !== index && found.buffer === place.buffer &&
+      (!writes(at) || (found.offset < place.offset + place.size && place.offset < found.offset + found.size)));
+    if (other) {
+      throw new BitbrushError("bad-bundle", `${where}: expected its output in a buffer of its own, found an operand there`);
+    }
+  });
 }
 
 /**
