@@ -43,13 +43,20 @@ def run_plan(
             if binding.access == "read_write":
                 outputs[binding.name] = buffers[target].size
             else:
-                operands[binding.name] = buffers[target] if isinstance(target, int) else _packed(tensor(target))
+                operands[binding.name] = buffers[target] if isinstance(target, int) else _stored(tensor, target)
         results = kernel.reference(operands, options, dispatch["constants"], uniforms, outputs)
         for name, result in results.items():
             buffer = buffers[dispatch["bindings"][name]]
             written = ~np.isnan(result.astype(np.float64)) if result.dtype.kind == "f" else np.ones(result.shape, bool)
             buffer[written] = result[written].astype(buffer.dtype)
     return {v["name"]: b for v, b in zip(plan["values"], buffers, strict=True) if v["role"] == "output"}
+
+
+def _stored(tensor: Callable[[str], np.ndarray], target: str | dict[str, Any]) -> np.ndarray:
+    """A whole tensor, or the rows of one that a dispatch binds."""
+    if isinstance(target, str):
+        return _packed(tensor(target))
+    return _packed(tensor(target["tensor"])[target["first"] : target["first"] + target["rows"]])
 
 
 def _packed(array: np.ndarray) -> np.ndarray:

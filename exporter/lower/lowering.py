@@ -131,7 +131,7 @@ class Lowering:
     def dispatch(
         self,
         kernel: str,
-        bindings: dict[str, View | Operand],
+        bindings: dict[str, View | Operand | dict[str, Any]],
         *,
         uniforms: dict[str, Any] | None = None,
         constants: dict[str, Any] | None = None,

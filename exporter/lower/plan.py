@@ -10,13 +10,17 @@ from onnx_ir.passes import common
 
 import webgpu_kernels
 from exporter.errors import BadBundle
+from exporter.expressions import evaluate
 from exporter.lower.lowering import Lowering
 from exporter.lower.memory import assign_arenas
 from exporter.lower.operators import OPERATORS, WRITES_ROWS
 from exporter.lower.sizes import Size, product, shape_of, to_json
 from exporter.passes import run_passes
 
-FORMAT = 1
+FORMAT = 2
+
+# Sizes for which the arenas are divided best: a picture of 1024x1024.
+TYPICAL = {"text_tokens": 512, "image_tokens": 4096, "rows": 64, "columns": 64}
 
 
 def lower_graph(model: ir.Model, component: str) -> dict[str, Any]:
@@ -130,7 +134,11 @@ def _schedule(low: Lowering, component: str) -> dict[str, Any]:
             conflicts.setdefault(index, set()).update(temporary & written)
     temporaries = sorted(conflicts)
     number = {index: position for position, index in enumerate(temporaries)}
-    arenas = assign_arenas([{number[other] for other in conflicts[index] if other != index} for index in temporaries])
+    sizes = [4 * int(evaluate(to_json(low.values[index]["elements"]), TYPICAL)) for index in temporaries]
+    arenas = assign_arenas(
+        [{number[other] for other in conflicts[index] if other != index} for index in temporaries],
+        [(size, *lifetimes[index]) for size, index in zip(sizes, temporaries, strict=True)],
+    )
     kept = [index for index, value in enumerate(low.values) if value["role"] != "temporary" or index in number]
     renamed = {index: position for position, index in enumerate(kept)}
     values = []
@@ -169,6 +177,9 @@ def _accesses(dispatch: dict[str, Any]) -> tuple[set[int], set[int]]:
             f"given {sorted(given)} and {sorted(dispatch['uniforms'])}"
         )
     dispatch["constants"] = {name: value for name, value in dispatch["constants"].items() if name in record.constants}
-    written = {dispatch["bindings"][b.name] for b in bindings if b.access == "read_write"}
-    read = {dispatch["bindings"][b.name] for b in bindings if b.access == "read"}
-    return {i for i in written if isinstance(i, int)}, {i for i in read if isinstance(i, int)}
+    values = {b.name: b.access for b in bindings if isinstance(dispatch["bindings"][b.name], int)}
+    written, read = (
+        {dispatch["bindings"][name] for name, access in values.items() if access == wanted}
+        for wanted in ("read_write", "read")
+    )
+    return written, read

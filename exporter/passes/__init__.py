@@ -10,8 +10,17 @@ from exporter.passes.fuse_linear import fuse_linear
 from exporter.passes.fuse_modulation import fuse_modulation
 from exporter.passes.fuse_norm_rotary import fuse_norm_rotary
 from exporter.passes.join_parts import join_parts
+from exporter.passes.split_linear import split_linear
 
-PASSES = (join_parts, fuse_linear, fuse_activations, fuse_modulation, fuse_norm_rotary, fuse_latents_unpack)
+PASSES = (
+    join_parts,
+    fuse_linear,
+    fuse_activations,
+    fuse_modulation,
+    fuse_norm_rotary,
+    fuse_latents_unpack,
+    split_linear,
+)
 
 
 def run_passes(model: ir.Model) -> ir.Model:

@@ -56,7 +56,7 @@ def temporary(name: str, columns: int, arena: int, first: int, last: int) -> dic
 
 # y = x·Aᵀ·Bᵀ + x, then twice more through the same weights, so that arenas are used again.
 PLAN: dict[str, Any] = {
-    "format": 1, "component": "denoiser", "symbols": ["rows"], "arenas": 2,
+    "format": 2, "component": "denoiser", "symbols": ["rows"], "arenas": 2,
     "values": [
         {"name": "x", "role": "input", "dtype": "f32", "elements": ["mul", "rows", K]},
         temporary("h", N, 0, 0, 1), temporary("u", K, 1, 1, 2), temporary("s", K, 0, 2, 4),
@@ -219,7 +219,7 @@ def changed(path: tuple, value: Any) -> dict[str, Any]:
         (("dispatches", 0, "uniforms"), {"rows": "rows"}, ROWS, "bad-bundle", "x_offset"),
         (("values", 2, "arena"), 0, ROWS, "bad-bundle", "dispatch 1 (linear, B of the test)"),
         (("values", 1, "elements"), 0, ROWS, "bad-bundle", "value h"),
-        (("format",), 1, 2**24, "limit-too-low", "bytes"),
+        (("format",), 2, 2**24, "limit-too-low", "bytes"),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused_and_frees_all(

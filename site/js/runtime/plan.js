@@ -7,12 +7,14 @@ import { BitbrushError, show } from "./errors.js";
  * @typedef {{name: string, role: "input" | "output" | "temporary", dtype: "f32" | "u32", elements: Expression,
  *   arena?: number, first?: number, last?: number}} PlanValue
  * @typedef {{kernel: string, options: Record<string, unknown>, constants: Record<string, number>,
- *   uniforms: Record<string, Expression>, bindings: Record<string, number | string>, source?: string}} Dispatch
+ *   uniforms: Record<string, Expression>, bindings: Record<string, Binding>, source?: string}} Dispatch
+ * @typedef {number | string | {tensor: string, first: number, rows: number}} Binding a value's index, a tensor, or
+ *   some of a tensor's rows
  * @typedef {{format: number, component: string, symbols: string[], arenas: number, values: PlanValue[],
  *   dispatches: Dispatch[]}} Plan
  */
 
-export const PLAN_FORMAT = 1;
+export const PLAN_FORMAT = 2;
 
 /**
  * @param {boolean} condition
@@ -109,6 +111,12 @@ function checkDispatch(json, index, plan, where) {
   for (const [name, target] of Object.entries(dispatch.bindings)) {
     const here = `${where}, binding ${name}`;
     if (typeof target === "string") continue; // a tensor; its name is checked when weights are known
+    if (isRecord(target)) {
+      const { tensor, first, rows } = target;
+      const whole = Number.isInteger(first) && first >= 0 && Number.isInteger(rows) && rows > 0;
+      require(typeof tensor === "string" && whole, here, "a tensor, its first row and a count of rows", target);
+      continue;
+    }
     require(Number.isInteger(target) && target >= 0 && target < plan.values.length, here,
       `a tensor's name or an index below ${plan.values.length}`, target);
     const value = plan.values[target];
@@ -125,5 +133,8 @@ function checkDispatch(json, index, plan, where) {
  */
 export function boundTensors(plan) {
   const targets = plan.dispatches.flatMap((dispatch) => Object.values(dispatch.bindings));
-  return new Set(targets.filter((target) => typeof target === "string"));
+  return new Set(targets.flatMap((target) => {
+    if (typeof target === "number") return [];
+    return [typeof target === "string" ? target : target.tensor];
+  }));
 }

@@ -1,18 +1,20 @@
 // One component's tensors in GPU buffers. Tensors share few large buffers; shards arrive one by one, are
 // written in small pieces, and are let go at once, so neither the page nor the driver holds them twice.
 
-import { BitbrushError, throwIfAborted } from "./errors.js";
-import { shardsOf, tensorBytes } from "./manifest.js";
+import { throwIfAborted } from "./errors.js";
+import { shardsOf } from "./manifest.js";
 import { ALIGNMENT, roundUp } from "./memory.js";
+import { bindingLimit, componentPieces } from "./rows.js";
 
 /**
  * @typedef {import("./device.js").DeviceContext} DeviceContext
  * @typedef {import("./manifest.js").Component} Component
  * @typedef {import("./shards.js").ShardSource} ShardSource
- * @typedef {{buffer: GPUBuffer, offset: number, size: number}} TensorPlace
+ * @typedef {{buffer: GPUBuffer, offset: number, size: number, rowBytes?: number}} TensorPlace
+ *   rowBytes: of a stored tensor
  * @typedef {{tensors: Map<string, TensorPlace>, bytes: number, destroy: () => void}} Weights
- * @typedef {{name: string, buffer: number, offset: number, bytes: number, size: number}} Placement
- *   bytes: what the file holds; size: padded to 16
+ * @typedef {import("./rows.js").Piece & {tensor: string, buffer: number, offset: number, size: number}} Placement
+ *   of a tensor or a piece of one; bytes: what the file holds; size: padded to 16
  */
 
 const BUFFER_BYTES = 256 * 2 ** 20; // some drivers refuse single allocations from 512 MiB
@@ -21,42 +23,41 @@ const PIECES_IN_FLIGHT = 4;
 const SHARDS_AHEAD = 2;
 
 /**
- * Where tensors go: in order, a new buffer when one is full; a larger tensor has its own.
+ * Where tensors go: in order, a new buffer when one is full; a larger tensor has its own, one that cannot be
+ * bound whole (rows.js) has several.
  * @param {Component} component
  * @param {number} bufferBytes
+ * @param {number} limit most bytes of one binding
  * @returns {{places: Placement[], sizes: number[]}} sizes of the buffers in bytes
  */
-export function placeTensors(component, bufferBytes) {
+export function placeTensors(component, bufferBytes, limit) {
   /** @type {number[]} */
   const sizes = [];
-  const places = Object.entries(component.tensors).map(([name, tensor]) => {
-    const bytes = tensorBytes(tensor);
-    const size = roundUp(Math.max(bytes, 16), 16);
+  const pieces = componentPieces(component, limit).flatMap(([tensor, list]) =>
+    list.map((piece) => ({ tensor, ...piece })));
+  const places = pieces.map((piece) => {
+    const size = roundUp(Math.max(piece.bytes, 16), 16);
     const last = sizes.length - 1;
     const offset = last < 0 ? 0 : roundUp(sizes[last], ALIGNMENT);
     if (last >= 0 && offset + size <= bufferBytes) {
       sizes[last] = offset + size;
-      return { name, buffer: last, offset, bytes, size };
+      return { ...piece, buffer: last, offset, size };
     }
     sizes.push(size);
-    return { name, buffer: sizes.length - 1, offset: 0, bytes, size };
+    return { ...piece, buffer: sizes.length - 1, offset: 0, size };
   });
   return { places, sizes };
 }
 
 /**
- * Refuse, before anything is downloaded, a component that this device cannot bind.
+ * Bytes that `loadWeights` will take of the GPU.
  * @param {Component} component
  * @param {GPUSupportedLimits} limits
+ * @param {number} [bindingBytes] a lower limit than the device's, for tests
  */
-export function checkTensorLimits(component, limits) {
-  const allowed = Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize);
-  for (const [name, tensor] of Object.entries(component.tensors)) {
-    const bytes = tensorBytes(tensor);
-    if (bytes > allowed) {
-      throw new BitbrushError("limit-too-low", `${name} has ${bytes} bytes, this device binds at most ${allowed}`);
-    }
-  }
+export function weightBytes(component, limits, bindingBytes) {
+  const { sizes } = placeTensors(component, Math.min(BUFFER_BYTES, limits.maxBufferSize), bindingLimit(limits, bindingBytes));
+  return sizes.reduce((a, b) => a + b, 0);
 }
 
 /**
@@ -106,13 +107,15 @@ class WordWriter {
  * @param {Component} component
  * @param {ShardSource} source
  * @param {{label: string, signal?: AbortSignal, onShard?: (index: number, received: number) => void,
- *   bufferBytes?: number}} options onShard: bytes of a shard that have arrived
+ *   bufferBytes?: number, bindingBytes?: number}} options onShard: bytes of a shard that have arrived;
+ *   bindingBytes: a lower limit than the device's, for tests
  * @returns {Promise<Weights>}
  */
 export async function loadWeights(context, component, source, options) {
   const { label, signal, onShard = () => {}, bufferBytes = BUFFER_BYTES } = options;
-  checkTensorLimits(component, context.device.limits);
-  const { places, sizes } = placeTensors(component, Math.min(bufferBytes, context.device.limits.maxBufferSize));
+  const { limits } = context.device;
+  const { places, sizes } = placeTensors(component, Math.min(bufferBytes, limits.maxBufferSize),
+    bindingLimit(limits, options.bindingBytes));
   /** @type {GPUBuffer[]} */
   const buffers = [];
   const destroy = () => buffers.splice(0).forEach((buffer) => context.destroyBuffer(buffer));
@@ -128,7 +131,7 @@ export async function loadWeights(context, component, source, options) {
     throw error;
   }
   const tensors = new Map(places.map((place) =>
-    [place.name, { buffer: buffers[place.buffer], offset: place.offset, size: place.size }]));
+    [place.name, { buffer: buffers[place.buffer], offset: place.offset, size: place.size, rowBytes: place.bytes / place.rows }]));
   return { tensors, bytes: sizes.reduce((a, b) => a + b, 0), destroy };
 }
 
@@ -169,12 +172,17 @@ function partsByShard(component, places) {
   /** @type {ReturnType<typeof partsByShard>} */
   const byShard = new Map();
   for (const place of places) {
-    let offset = place.offset;
-    for (const part of component.tensors[place.name].parts) {
-      const list = byShard.get(part.shard) ?? [];
-      list.push({ buffer: place.buffer, offset, from: part.offset, length: part.bytes });
-      byShard.set(part.shard, list);
-      offset += part.bytes;
+    const begin = place.first * (place.bytes / place.rows); // of the piece in its tensor
+    let at = 0; // of the part in the tensor
+    for (const part of component.tensors[place.tensor].parts) {
+      const from = Math.max(begin, at);
+      const length = Math.min(begin + place.bytes, at + part.bytes) - from;
+      if (length > 0) {
+        const list = byShard.get(part.shard) ?? [];
+        list.push({ buffer: place.buffer, offset: place.offset + from - begin, from: part.offset + from - at, length });
+        byShard.set(part.shard, list);
+      }
+      at += part.bytes;
     }
   }
   return byShard;
