@@ -87,9 +87,9 @@ def npy_bytes(values: np.ndarray) -> bytes:
 
 
 def summary(picture: Picture, file: Path) -> dict[str, Any]:
-    """The facts that the command line prints: times are in seconds, by phase and in total."""
+    """The facts that the command line prints: seconds by phase and in total, GPU bytes at most in each phase."""
     facts = picture.facts
-    kept = ("prompt", "seed", "width", "height", "steps", "model", "variant", "adapter")
+    kept = ("prompt", "seed", "width", "height", "steps", "model", "variant", "adapter", "peak_bytes")
     seconds = {**facts["timings"], "total": facts["seconds"]}
     return {
         "file": str(file),

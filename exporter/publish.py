@@ -12,6 +12,7 @@ from typing import Any
 
 from exporter.bundle import Bundle
 from exporter.errors import BadBundle
+from exporter.gpu_memory import phase_bytes
 from exporter.lower import lower_bundle
 from exporter.manifest import Manifest
 from webgpu_kernels import render_all
@@ -100,7 +101,8 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
     plans = lower_bundle(bundle.path)
     for component, plan in plans.items():
         dump_json(folder / manifest["components"][component]["plan"], plan)
-    dump_json(folder / "manifest.json", _served_manifest(manifest, weights_url))
+    memory = phase_bytes(manifest, plans)
+    dump_json(folder / "manifest.json", {**_served_manifest(manifest, weights_url), "memory": memory})
     tokenizer = manifest["text"]["tokenizer"]
     _write_tokenizer(bundle.path / tokenizer, folder / tokenizer)
     for license_file in sorted(bundle.path.glob("LICENSE*")):
@@ -119,6 +121,7 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
         "steps": manifest["schedule"]["steps"],
         "channels": manifest["latents"]["channels"],
         "sizes": manifest["sizes"],
+        "memory": memory,
         "source": manifest["source"],
         "license": manifest["license"],
     }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import webgpu_kernels
 from exporter.expressions import evaluate
-from exporter.lower.bands import free_symbols
+from exporter.lower.bands import free_symbols, unrolled
 
 _TYPES = {"f32": np.float32, "u32": np.uint32}
 
@@ -35,14 +35,15 @@ def run_plan(
     for value, buffer in zip(plan["values"], buffers, strict=True):
         if value["role"] == "input":
             buffer[:] = np.asarray(inputs[value["name"]]).reshape(-1)
-    for dispatch, here in steps(plan, symbols):
+    for dispatch, here in unrolled(plan, symbols):
         kernel = webgpu_kernels.get(dispatch["kernel"])
         options = kernel.complete(dispatch["options"])
         uniforms = {name: evaluate(size, here) for name, size in dispatch["uniforms"].items()}
         operands, outputs, targets = {}, {}, {}
         for binding in kernel.present_bindings(options):
             target = dispatch["bindings"][binding.name]
-            bound = _packed(tensor(target)) if isinstance(target, str) else _window(buffers, target, here)
+            value = isinstance(target, int) or "value" in target
+            bound = _window(buffers, target, here) if value else _stored(tensor, target)
             operands[binding.name] = bound
             if binding.access == "read_write":
                 outputs[binding.name], targets[binding.name] = bound.size, bound
@@ -53,27 +54,6 @@ def run_plan(
     return {v["name"]: b for v, b in zip(plan["values"], buffers, strict=True) if v["role"] == "output"}
 
 
-def steps(plan: dict[str, Any], symbols: dict[str, int]) -> Iterator[tuple[dict[str, Any], dict[str, int]]]:
-    """The dispatches in the order in which they run, each with the symbols of its band."""
-    loops = {loop["first"]: loop for loop in plan["loops"]}
-    position = 0
-    while position < len(plan["dispatches"]):
-        loop = loops.get(position)
-        last = loop["last"] if loop else position
-        for here in _bands(loop, symbols) if loop else [symbols]:
-            for dispatch in plan["dispatches"][position : last + 1]:
-                if evaluate(dispatch.get("when", 1), here):
-                    yield dispatch, here
-        position = last + 1
-
-
-def _bands(loop: dict[str, Any], symbols: dict[str, int]) -> Iterator[dict[str, int]]:
-    rows, step = evaluate(loop["rows"], symbols), evaluate(loop["band_rows"], symbols)
-    for band, first in enumerate(range(0, rows, step)):
-        found = {"band": band, "bands": -(-rows // step), "band_first": first, "band_end": min(first + step, rows)}
-        yield {**symbols, **found}
-
-
 def _window(buffers: list[np.ndarray], target: int | dict[str, Any], symbols: dict[str, int]) -> np.ndarray:
     """The part of a value that a dispatch binds, sharing its memory."""
     if isinstance(target, int):
@@ -81,6 +61,13 @@ def _window(buffers: list[np.ndarray], target: int | dict[str, Any], symbols: di
     first, elements = (evaluate(target[key], symbols) for key in ("first", "elements"))
     assert first % 64 == 0 and first >= 0 and first + elements <= buffers[target["value"]].size, target
     return buffers[target["value"]][first : first + elements]
+
+
+def _stored(tensor: Callable[[str], np.ndarray], target: str | dict[str, Any]) -> np.ndarray:
+    """A whole tensor, or the rows of one that a dispatch binds."""
+    if isinstance(target, str):
+        return _packed(tensor(target))
+    return _packed(tensor(target["tensor"])[target["first"] : target["first"] + target["rows"]])
 
 
 def _packed(array: np.ndarray) -> np.ndarray:

@@ -64,17 +64,22 @@ def test_arenas_never_share_a_buffer_across_a_dispatch():
             for other in rng.sample(range(max(0, node - 4), node), k=min(node, rng.randrange(1, 3))):
                 conflicts[node].add(other)
                 conflicts[other].add(node)
-        arenas = assign_arenas(conflicts, [(rng.randrange(1, 5000), node, node + 2) for node in range(count)])
+        lives = [(rng.randrange(1, 5000), first, first + rng.randrange(8)) for first in range(count)]
+        arenas = assign_arenas(conflicts, lives)
         assert all(arenas[a] != arenas[b] for a in range(count) for b in conflicts[a])
 
 
-def test_arenas_are_divided_for_few_bytes():
-    """A chain whose two large values stand in different arenas if there are only two of these."""
-    conflicts = [{1}, {0, 2}, {1, 3}, {2}]
-    lives = [(10_000, 0, 0), (10, 0, 1), (10, 1, 2), (10_000, 2, 2)]
-    arenas = assign_arenas(conflicts, lives)
-    assert arenas[0] == arenas[3]
-    assert len(set(arenas)) == 3
+def test_arenas_take_little_more_than_what_lives_at_once():
+    rng = random.Random(2)
+    for _ in range(30):
+        # Each value is made from the one before, and a few live on, as residual streams do.
+        starts = range(80)
+        lives = [(4096 * rng.choice((1, 1, 2, 6)), first, first + rng.choice((1, 1, 1, 2, 9, 25))) for first in starts]
+        conflicts = [{other for other in (i - 1, i + 1) if 0 <= other < 80} for i in range(80)]
+        arenas = assign_arenas(conflicts, lives)
+        _, sizes = place([(size, arena, *span) for (size, *span), arena in zip(lives, arenas, strict=True)])
+        alive = max(sum(size for size, first, last in lives if first <= time <= last) for time in range(110))
+        assert sum(sizes.values()) <= 1.3 * alive
 
 
 def test_values_alive_together_do_not_overlap():
@@ -94,7 +99,7 @@ def test_values_alive_together_do_not_overlap():
 
 def test_plans_obey_webgpu_and_their_own_rules(exported):
     for plan in lower_bundle(exported("two-heads-ternary")).values():
-        assert plan["arenas"] <= 3
+        assert plan["arenas"] <= 8
         for position, dispatch in enumerate(plan["dispatches"]):
             record = webgpu_kernels.get(dispatch["kernel"])
             used: dict[str, set[int]] = {"read": set(), "read_write": set()}

@@ -10,10 +10,10 @@ that a picture may have to be kept whole where it could also be computed twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from exporter.expressions import OPERATORS
+from exporter.expressions import OPERATORS, evaluate
 
 Expression = Any  # int | float | name | [op, …]; DESIGN.md §4
 
@@ -37,6 +37,27 @@ def free_symbols(binding_bytes: int = BAND_BYTES, buffer_bytes: int = 2 * HELD_B
         "band_elements": min(binding_bytes, BAND_BYTES) // 4,
         "held_elements": min(buffer_bytes // 2, HELD_BYTES) // 4,
     }
+
+
+def unrolled(plan: Mapping[str, Any], symbols: Mapping[str, int]) -> Iterator[tuple[dict[str, Any], Mapping[str, int]]]:
+    """The dispatches of a plan in the order in which they run, each with the symbols of its band."""
+    loops = {loop["first"]: loop for loop in plan["loops"]}
+    position = 0
+    while position < len(plan["dispatches"]):
+        loop = loops.get(position)
+        last = loop["last"] if loop else position
+        for here in _bands(loop, symbols) if loop else [symbols]:
+            for dispatch in plan["dispatches"][position : last + 1]:
+                if evaluate(dispatch.get("when", 1), here):
+                    yield dispatch, here
+        position = last + 1
+
+
+def _bands(loop: Mapping[str, Any], symbols: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    rows, step = evaluate(loop["rows"], symbols), evaluate(loop["band_rows"], symbols)
+    for band, first in enumerate(range(0, rows, step)):
+        found = {"band": band, "bands": -(-rows // step), "band_first": first, "band_end": min(first + step, rows)}
+        yield {**symbols, **found}
 
 
 def symbols_of(expression: Expression) -> set[str]:

@@ -156,7 +156,7 @@ class Lowering:
     def dispatch(
         self,
         kernel: str,
-        bindings: dict[str, View | Window | Operand],
+        bindings: dict[str, View | Window | Operand | dict[str, Any]],
         *,
         uniforms: dict[str, Any] | None = None,
         constants: dict[str, Any] | None = None,

@@ -172,7 +172,7 @@ def _lives_and_conflicts(low: Lowering) -> tuple[dict[int, list[int]], dict[int,
 
 
 def _renamed(binding: Any, renamed: dict[int, int]) -> Any:
-    if isinstance(binding, dict):
+    if isinstance(binding, dict) and "value" in binding:
         return {**binding, "value": renamed[binding["value"]]}
     return renamed[binding] if isinstance(binding, int) else binding
 
@@ -194,7 +194,7 @@ def _accesses(dispatch: dict[str, Any]) -> tuple[set[int], set[int]]:
     values: dict[str, set[int]] = {"read_write": set(), "read": set()}
     for binding in bindings:
         target = dispatch["bindings"][binding.name]
-        target = target["value"] if isinstance(target, dict) else target
+        target = target.get("value") if isinstance(target, dict) else target
         if isinstance(target, int):
             values[binding.access].add(target)
     return values["read_write"], values["read"]

@@ -11,6 +11,7 @@ from exporter.passes.fuse_linear import fuse_linear
 from exporter.passes.fuse_modulation import fuse_modulation
 from exporter.passes.fuse_norm_rotary import fuse_norm_rotary
 from exporter.passes.join_parts import join_parts
+from exporter.passes.split_linear import split_linear
 from exporter.passes.split_upsampled import split_upsampled
 
 PASSES = (
@@ -22,6 +23,7 @@ PASSES = (
     fuse_latents_unpack,
     fuse_conv,
     split_upsampled,
+    split_linear,
 )
 
 

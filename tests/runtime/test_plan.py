@@ -86,6 +86,7 @@ def test_good_documents_are_taken(calculator: Page) -> None:
     ("path", "value", "said"),
     [
         (("format",), 3, "newer"),
+        (("format",), 1, "expected format 2"),
         (("format",), "2", "format 2"),
         (("values",), None, "values"),
         (("loops",), None, "loops"),
@@ -103,6 +104,9 @@ def test_good_documents_are_taken(calculator: Page) -> None:
         (("values", 1, "first"), 1, "alive at dispatch 0"),
         (("dispatches", 1, "bindings", "x"), 3, "below 3"),
         (("dispatches", 1, "bindings", "x"), None, "binding x"),
+        (("dispatches", 1, "bindings", "x"), {"tensor": "w", "first": -1, "rows": 2}, "binding x"),
+        (("dispatches", 1, "bindings", "x"), {"tensor": "w", "first": 0}, "a count of rows"),
+        (("dispatches", 1, "bindings", "x"), {"tensor": 3, "first": 0, "rows": 2}, "a tensor"),
         (("dispatches", 1, "constants"), {"N": "3"}, "constant N"),
         (("dispatches", 1, "kernel"), 7, "kernel"),
     ],

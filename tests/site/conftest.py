@@ -21,6 +21,11 @@ SIZES = {
     "default": [256, 256],
     "presets": [[256, 256], [320, 192], [192, 320]],
 }
+MEMORY = {
+    "256x256": {"encode": 90_000_000, "denoise": 80_000_000, "decode": 120_000_000},
+    "320x192": {"encode": 90_000_000, "denoise": 79_000_000, "decode": 114_000_000},
+    "192x320": {"encode": 90_000_000, "denoise": 79_000_000, "decode": 114_000_000},
+}
 MODELS = [
     {
         "id": f"pocket-{variant}",
@@ -32,6 +37,7 @@ MODELS = [
         "steps": 4,
         "channels": 8,
         "sizes": SIZES,
+        "memory": MEMORY,
         "source": "",
         "license": "mit",
     }

@@ -54,6 +54,7 @@ export function createClient() {
     },
     async load(url, options) {
       fake.calls.push(["load", new URL(url).pathname]);
+      fake.memoryBudget = options.memoryBudget;
       await run(PHASES.load, options);
     },
     async generate(request, options) {

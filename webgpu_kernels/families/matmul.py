@@ -145,19 +145,24 @@ def _embedding(inputs: Arrays, options: Options, constants: Numbers, uniforms: N
     bits = {"f16": 16, "f32": 32, "int4": 4, "int8": 8}[options["weights"]]
     words = inputs["weight" if "weight" in inputs else "codes"].size
     table = dense(options["weights"], inputs, words * 32 // bits // columns, columns, constants["GROUP"])
-    y = table[inputs["ids"][: u["rows"]]]
+    ids = inputs["ids"][: u["rows"]].astype(np.int64) - u["first_row"]
+    inside = (ids >= 0) & (ids < u["table_rows"])
+    y = np.where(inside[:, None], table[np.where(inside, ids, 0)], np.nan)
     return {"y": _placed_rows(y, u["y_offset"], u["y_stride"], outputs["y"])}
 
 
-def _embedding_case(weights: str, rows: int, vocabulary: int, columns: int, group: int = 128, gap: int = 0) -> Case:
-    ids = np.random.default_rng(rows).integers(0, vocabulary, rows).astype(np.uint32)
-    ids[-1] = vocabulary - 1
+def _embedding_case(
+    weights: str, rows: int, vocabulary: int, columns: int, group: int = 128, gap: int = 0, first_row: int = 0
+) -> Case:
+    """With `first_row` the table is a window of a taller one, half of whose ids lie outside."""
+    ids = np.random.default_rng(rows).integers(0, vocabulary + 2 * first_row, rows).astype(np.uint32)
+    ids[-1] = first_row + vocabulary - 1
     stride = columns + gap
     return Case(
-        f"{weights}-{rows}x{columns}",
+        f"{weights}-{rows}x{columns}{'-window' if first_row else ''}",
         {"weights": weights},
         {"COLUMNS": columns, "GROUP": group},
-        {"rows": rows, "y_offset": gap, "y_stride": stride},
+        {"rows": rows, "y_offset": gap, "y_stride": stride, "first_row": first_row, "table_rows": vocabulary},
         {"ids": ids, **random_weights(weights, vocabulary, columns, group, seed=columns)},
         {"y": gap + rows * stride},
         error=1e-6,
@@ -173,6 +178,8 @@ def _embedding_cases() -> list[Case]:
         _embedding_case("int4", 77, 100, 256, gap=2),
         _embedding_case("int4", 3, 11, 96, group=32),
         _embedding_case("int8", 13, 30, 128),
+        _embedding_case("f16", 40, 8, 34, gap=1, first_row=4),
+        _embedding_case("int4", 50, 20, 128, first_row=10),
     ]
 
 
@@ -185,7 +192,7 @@ register(
             Binding("y", "read_write"),
         ),
         constants={"COLUMNS": "u32", "GROUP": "u32"},
-        uniforms={"rows": "u32", "y_offset": "u32", "y_stride": "u32"},
+        uniforms={"rows": "u32", "y_offset": "u32", "y_stride": "u32", "first_row": "u32", "table_rows": "u32"},
         options={"weights": ("f16", "f32", "int4", "int8")},
         variants=(
             Variant(

@@ -23,7 +23,8 @@ def linear(low: Lowering, node: ir.Node) -> None:
     k, n = shape_of(node.inputs[0])[-1], shape_of(target)[-1]
     x = low.rows(low.view(node.inputs[0]), k, node.inputs[0].name)
     y = row_result(low, target, n)
-    emit_linear(low, node.name or target.name, x, y, stored_matrix(kind, parts), group, bias)
+    first = attribute(node, "first")
+    emit_linear(low, node.name or target.name, x, y, stored_matrix(kind, parts), group, bias, first)
 
 
 def stored_matrix(kind: str, parts: list[ir.Value]) -> tuple[str, dict[str, str]]:
@@ -35,12 +36,25 @@ def stored_matrix(kind: str, parts: list[ir.Value]) -> tuple[str, dict[str, str]
 
 
 def emit_linear(
-    low: Lowering, source: str, x: Rows, y: Rows, weights: tuple[str, dict[str, str]], group: int, bias: ir.Value | None
+    low: Lowering,
+    source: str,
+    x: Rows,
+    y: Rows,
+    weights: tuple[str, dict[str, str]],
+    group: int,
+    bias: ir.Value | None,
+    first: int | None = None,
 ) -> None:
-    """y [rows, N] = x [rows, K] · Wᵀ + bias, for a matrix as `stored_matrix` gives it."""
+    """y [rows, N] = x [rows, K] · Wᵀ + bias, for a matrix as `stored_matrix` gives it.
+
+    With `first`, rows first … first + N of a taller matrix, its scales, offsets and bias are bound.
+    """
     kind, tensors = weights
     (rows, k), (_, n) = x.view.shape, y.view.shape
-    bindings = {"x": x.view, **tensors} | ({"bias": bias.name} if bias is not None else {})
+    stored = {**tensors} | ({"bias": bias.name} if bias is not None else {})
+    if first is not None:
+        stored = {name: {"tensor": tensor, "first": first, "rows": int(n)} for name, tensor in stored.items()}
+    bindings = {"x": x.view, **stored}
     low.dispatch(
         "linear",
         {**bindings, "y": y.view},
@@ -62,7 +76,7 @@ def embedding(low: Lowering, node: ir.Node) -> None:
         kind, group = node.op_type.removeprefix("Embedding").lower().split("g")
         kind, tensors = stored_matrix(kind, list(node.inputs[:3]))
         group, ids = int(group), node.inputs[3]
-    columns = shape_of(target)[-1]
+    columns, table_rows = shape_of(target)[-1], _stored_rows(node)
     y = row_result(low, target, columns)
     low.dispatch(
         "embedding",
@@ -70,5 +84,11 @@ def embedding(low: Lowering, node: ir.Node) -> None:
         options={"weights": kind},
         source=target.name,
         constants={"COLUMNS": columns, "GROUP": group},
-        uniforms={"rows": y.view.shape[0], **y.uniforms("y")},
+        uniforms={"rows": y.view.shape[0], **y.uniforms("y"), "first_row": 0, "table_rows": table_rows},
     )
+
+
+def _stored_rows(node: ir.Node) -> int:
+    """Rows of the table that an embedding takes rows from."""
+    table = stored_weight(node.inputs[0]) if node.op_type == "Gather" else node.inputs[0]
+    return int(table.shape[0])

@@ -80,10 +80,11 @@ export function createClient(settings) {
     /**
      * Download a model and put it on the GPU, in place of the one before.
      * @param {string} manifestUrl absolute
-     * @param {CallOptions} [options]
+     * @param {CallOptions & {memoryBudget?: number}} [options] memoryBudget: GPU bytes to stay within where
+     *   freeing weights that are not at work allows it
      * @returns {Promise<LoadedModel>}
      */
-    load: (manifestUrl, options) => ask({ type: "load", manifestUrl }, options),
+    load: (manifestUrl, options) => ask({ type: "load", manifestUrl, memoryBudget: options?.memoryBudget }, options),
 
     /**
      * Make a picture with the loaded model.

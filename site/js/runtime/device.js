@@ -81,6 +81,9 @@ export class DeviceContext {
     this.failure = null;
     /** @type {Map<GPUBuffer, {label: string, size: number}>} */
     this.live = new Map();
+    /** Bytes of the live buffers, now and at most since resetPeak(). */
+    this.liveBytes = 0;
+    this.peakBytes = 0;
     this.closed = false;
     /** Settles only by throwing, when the device goes. @type {Promise<never>} */
     this.lost = device.lost.then((info) => {
@@ -163,21 +166,28 @@ export class DeviceContext {
     }
     const buffer = this.device.createBuffer({ label, size, usage });
     this.live.set(buffer, { label, size });
+    this.liveBytes += size;
+    this.peakBytes = Math.max(this.peakBytes, this.liveBytes);
     return buffer;
   }
 
   /** @param {GPUBuffer} buffer */
   destroyBuffer(buffer) {
     buffer.destroy();
+    this.liveBytes -= this.live.get(buffer)?.size ?? 0;
     this.live.delete(buffer);
+  }
+
+  /** Count the peak from now on. */
+  resetPeak() {
+    this.peakBytes = this.liveBytes;
   }
 
   /** @returns {MemoryReport} */
   memory() {
     /** @type {MemoryReport} */
-    const report = { total: 0, byLabel: {} };
+    const report = { total: this.liveBytes, byLabel: {} };
     for (const { label, size } of this.live.values()) {
-      report.total += size;
       report.byLabel[label] = (report.byLabel[label] ?? 0) + size;
     }
     return report;
@@ -187,6 +197,7 @@ export class DeviceContext {
     this.closed = true;
     for (const buffer of this.live.keys()) buffer.destroy();
     this.live.clear();
+    this.liveBytes = 0;
     this.device.destroy();
   }
 }

@@ -10,11 +10,12 @@ import { makeSchedule } from "./schedule.js";
 /**
  * @typedef {import("./model.js").Model} Model
  * @typedef {import("./request.js").Request} Request
- * @typedef {{signal?: AbortSignal, onProgress: import("./model.js").OnProgress}} Options
+ * @typedef {import("./model.js").RunOptions} Options
  * @typedef {{pixels: Uint8ClampedArray<ArrayBuffer>, width: number, height: number, seed: number,
- *   timings_ms: Record<string, number>, latents?: Float32Array<ArrayBuffer>, features?: Float32Array<ArrayBuffer>}} Picture
+ *   timings_ms: Record<string, number>, peak_bytes: Record<string, number>, latents?: Float32Array<ArrayBuffer>,
+ *   features?: Float32Array<ArrayBuffer>}} Picture
  *   pixels: RGBA, u8[height, width, 4]; latents: f32[steps, image_tokens, channels], after each step;
- *   features: f32[text_tokens, features]
+ *   features: f32[text_tokens, features]; peak_bytes: most GPU bytes in each phase, weights included
  * @typedef {{rows: number, columns: number, tokens: number}} Grid of latents
  */
 
@@ -33,11 +34,12 @@ function requireFinite(values, where) {
  * @param {Options} options
  * @returns {Promise<Float32Array<ArrayBuffer>>} f32[text_tokens, features]
  */
-function encode(model, prompt, { signal, onProgress }) {
+function encode(model, prompt, options) {
+  const { signal, onProgress } = options;
   const { text } = model.manifest;
   const { ids, mask } = model.tokenize(prompt);
   const rotary = encoderRotary(text.rotary, text.length);
-  return model.withExecutor("encoder", { text_tokens: text.length }, async (encoder) => {
+  return model.withExecutor("encoder", { text_tokens: text.length }, options, async (encoder) => {
     encoder.write("token_ids", ids);
     encoder.write("key_mask", mask);
     encoder.write("rotary_cos", rotary.cos);
@@ -57,14 +59,15 @@ function encode(model, prompt, { signal, onProgress }) {
  * @param {Options} options
  * @returns {Promise<Float32Array<ArrayBuffer>[]>} latents after each step, f32[image_tokens, channels]
  */
-function denoise(model, features, { steps, seed }, grid, { signal, onProgress }) {
+function denoise(model, features, { steps, seed }, grid, options) {
+  const { signal, onProgress } = options;
   const { manifest } = model;
   const textTokens = manifest.text.length;
   const { sigmas, timesteps } = makeSchedule(manifest.schedule, steps, grid.tokens);
   const rotary = denoiserRotary(manifest.denoiser.rotary, textTokens, grid.rows, grid.columns);
   const report = reporter(onProgress, "denoise", "steps");
   const symbols = { image_tokens: grid.tokens, text_tokens: textTokens };
-  return model.withExecutor("denoiser", symbols, async (denoiser) => {
+  return model.withExecutor("denoiser", symbols, options, async (denoiser) => {
     denoiser.write("features", features);
     const textValues = (textTokens * rotary.cos.length) / (textTokens + grid.tokens);
     for (const kind of /** @type {const} */ (["cos", "sin"])) {
@@ -94,8 +97,9 @@ function denoise(model, features, { steps, seed }, grid, { signal, onProgress })
  * @param {Options} options
  * @returns {Promise<Uint8ClampedArray<ArrayBuffer>>} RGBA
  */
-function decode(model, latents, { rows, columns }, { signal, onProgress }) {
-  return model.withExecutor("decoder", { rows, columns }, async (decoder) => {
+function decode(model, latents, { rows, columns }, options) {
+  const { signal, onProgress } = options;
+  return model.withExecutor("decoder", { rows, columns }, options, async (decoder) => {
     decoder.write("latents", latents);
     await decoder.run({ signal, onSlice: reporter(onProgress, "decode", "parts") });
     if (decoder.hasOutput("image")) requireFinite(new Float32Array(await decoder.read("image")), "the picture");
@@ -116,21 +120,30 @@ export async function generate(model, wanted, options) {
   const [rows, columns] = [request.height / downscale, request.width / downscale];
   const grid = { rows, columns, tokens: rows * columns };
   const began = performance.now();
-  const features = await model.textFeatures(request.prompt, options, () => encode(model, request.prompt, options));
-  const encoded = performance.now();
-  const history = await denoise(model, features, request, grid, options);
-  const denoised = performance.now();
-  const pixels = await decode(model, history[history.length - 1], grid, options);
-  const decoded = performance.now();
+  /** @type {Record<string, number>} */
+  const timings = {};
+  /** @type {Record<string, number>} */
+  const peaks = {};
+  /** @type {<T>(phase: string, work: () => Promise<T>) => Promise<T>} */
+  const measured = async (phase, work) => {
+    const start = performance.now();
+    model.context.resetPeak();
+    const result = await work();
+    [timings[phase], peaks[phase]] = [performance.now() - start, model.context.peakBytes];
+    return result;
+  };
+  const features = await measured("encode", () =>
+    model.textFeatures(request.prompt, () => encode(model, request.prompt, options)));
+  const history = await measured("denoise", () => denoise(model, features, request, grid, options));
+  const pixels = await measured("decode", () => decode(model, history[history.length - 1], grid, options));
   throwIfAborted(options.signal);
   return {
     pixels,
     width: request.width,
     height: request.height,
     seed: request.seed,
-    timings_ms: {
-      encode: encoded - began, denoise: denoised - encoded, decode: decoded - denoised, total: decoded - began,
-    },
+    timings_ms: { ...timings, total: performance.now() - began },
+    peak_bytes: peaks,
     ...(options.latents ? { latents: joined(history), features: features.slice() } : {}),
   };
 }

@@ -2,19 +2,23 @@
 //
 // Memory: the denoiser and the decoder stay. The encoder is needed once a prompt and can be the largest of
 // the three, so it stays only in a small model; else it comes from the browser's cache for a new prompt and
-// is freed before denoising. Arenas, inputs and outputs live for one run of one component.
+// is freed before denoising. Where a budget or the card itself is too small for that, the components not at
+// work are freed, and come back from the cache. Arenas, inputs and outputs live for one run of one component.
 
+import { bandSymbols } from "./bands.js";
 import { BitbrushError, throwIfAborted } from "./errors.js";
 import { Pacer } from "./executor.js";
 import { fetchJson } from "./files.js";
+import { planBytes } from "./layout.js";
 import { COMPONENTS, downloadBytes, parseManifest, residentTensors, shardsOf } from "./manifest.js";
 import { boundTensors, parsePlan } from "./plan.js";
 import { prepare } from "./prepare.js";
+import { bindingLimit, splitPlan } from "./rows.js";
 import { checkScheduler } from "./schedule.js";
 import { createShardSource } from "./shards.js";
 import { loadTokenizer } from "./tokenizer.js";
 import { uploadDispatches } from "./trits.js";
-import { checkTensorLimits, loadWeights, prefetch } from "./weights.js";
+import { loadWeights, prefetch, weightBytes } from "./weights.js";
 
 /**
  * @typedef {import("./device.js").DeviceContext} DeviceContext
@@ -28,6 +32,10 @@ import { checkTensorLimits, loadWeights, prefetch } from "./weights.js";
  * @typedef {(progress: Progress) => void} OnProgress
  * @typedef {{manifest: Manifest, plans: Record<ComponentName, Plan>, tokenize: import("./tokenizer.js").Tokenize,
  *   pipelines: import("./pipelines.js").Pipelines, source: import("./shards.js").ShardSource}} Parts
+ * @typedef {{keepAllBytes?: number, memoryBudget?: number, bindingBytes?: number}} MemoryPolicy
+ *   keepAllBytes: up to this many bytes of weights the encoder stays, too; memoryBudget: GPU bytes to stay
+ *   within if weights that are not at work can make room; bindingBytes: most bytes of a tensor in one binding
+ * @typedef {{signal?: AbortSignal, onProgress: OnProgress}} RunOptions
  */
 
 /** Up to this many bytes of weights all components stay on the GPU. */
@@ -69,9 +77,9 @@ export class Model {
   /**
    * @param {DeviceContext} context
    * @param {Parts} parts
-   * @param {number} keepAllBytes
+   * @param {MemoryPolicy} policy
    */
-  constructor(context, parts, keepAllBytes) {
+  constructor(context, parts, { keepAllBytes = KEEP_ALL_BYTES, memoryBudget = Infinity, bindingBytes }) {
     this.context = context;
     this.manifest = parts.manifest;
     this.plans = parts.plans;
@@ -81,6 +89,8 @@ export class Model {
     this.pacer = new Pacer();
     this.bytes = downloadBytes(this.manifest, COMPONENTS);
     this.keepsEncoder = this.bytes <= keepAllBytes;
+    this.memoryBudget = memoryBudget;
+    this.bindingBytes = bindingBytes;
     /** @type {Map<ComponentName, Weights>} */
     this.weights = new Map();
     /** Text features of the last prompt. @type {{prompt: string, features: Float32Array<ArrayBuffer>} | null} */
@@ -96,8 +106,9 @@ export class Model {
     const known = this.weights.get(name);
     if (known) return known;
     const component = this.manifest.components[name];
-    const { context, source, pipelines } = this;
-    const loaded = await loadWeights(context, component, source, { label: `weights:${name}`, pipelines, ...options });
+    const { context, source, pipelines, bindingBytes } = this;
+    const loaded = await loadWeights(context, component, source,
+      { label: `weights:${name}`, pipelines, bindingBytes, ...options });
     this.weights.set(name, loaded);
     return loaded;
   }
@@ -109,6 +120,14 @@ export class Model {
   }
 
   /**
+   * Bytes that a component's weights take on the GPU.
+   * @param {ComponentName} name
+   */
+  weightBytes(name) {
+    return weightBytes(this.manifest.components[name], this.context.device.limits, this.bindingBytes);
+  }
+
+  /**
    * Download everything, and put on the GPU what stays there.
    * @param {AbortSignal | undefined} signal
    * @param {OnProgress} onProgress
@@ -116,7 +135,8 @@ export class Model {
   async fill(signal, onProgress) {
     const onShard = byteCounter(this.manifest, COMPONENTS, reporter(onProgress, "download", "bytes"));
     for (const name of COMPONENTS) {
-      if (name !== "encoder" || this.keepsEncoder) {
+      const stays = name !== "encoder" || this.keepsEncoder;
+      if (stays && this.context.liveBytes + this.weightBytes(name) <= this.memoryBudget) {
         await this.needWeights(name, { signal, onShard });
         continue;
       }
@@ -126,17 +146,43 @@ export class Model {
   }
 
   /**
-   * Prepare a component at a size, run `body` with it, and free what it took.
+   * Free weights of other components, the largest first, until `bytes` more fit in what there is.
+   * @param {ComponentName} name that stays
+   * @param {number} bytes
+   * @param {number} available Infinity frees nothing, 0 everything
+   * @returns {boolean} whether any were freed
+   */
+  makeRoom(name, bytes, available) {
+    const others = [...this.weights.keys()].filter((other) => other !== name);
+    others.sort((a, b) => this.weightBytes(b) - this.weightBytes(a));
+    let freed = false;
+    for (const other of others) {
+      if (this.context.liveBytes + bytes <= available) break;
+      this.freeWeights(other);
+      freed = true;
+    }
+    return freed;
+  }
+
+  /**
+   * Prepare a component at a size, run `body` with it, and free what it took. Weights that are not on the GPU
+   * come from the cache.
    * @template T
    * @param {ComponentName} name
    * @param {Record<string, number>} symbols
+   * @param {RunOptions} options
    * @param {(executor: import("./executor.js").Executor) => Promise<T>} body
    * @returns {Promise<T>}
    */
-  async withExecutor(name, symbols, body) {
-    const { tensors } = /** @type {Weights} */ (this.weights.get(name));
-    const { pipelines, pacer } = this;
-    const executor = await prepare(this.context, this.plans[name], { symbols, tensors, pipelines, pacer });
+  async withExecutor(name, symbols, options, body) {
+    const all = { ...bandSymbols(this.context.device.limits), ...symbols };
+    const bytes = planBytes(this.plans[name], all) + (this.weights.has(name) ? 0 : this.weightBytes(name));
+    this.makeRoom(name, bytes, this.memoryBudget);
+    const executor = await this.prepared(name, symbols, options).catch((error) => {
+      if (error.code !== "out-of-memory" || !this.makeRoom(name, bytes, 0)) throw error;
+      this.context.resetPeak(); // what was refused never was in use
+      return this.prepared(name, symbols, options);
+    });
     try {
       return await body(executor);
     } finally {
@@ -145,19 +191,27 @@ export class Model {
   }
 
   /**
-   * Text features of a prompt: kept from last time, or from `encode`, which finds the encoder's weights in
-   * place. They are gone again afterwards unless the model is small.
+   * @param {ComponentName} name
+   * @param {Record<string, number>} symbols
+   * @param {RunOptions} options
+   */
+  async prepared(name, symbols, { signal, onProgress }) {
+    const { context, pipelines, pacer } = this;
+    const onShard = this.weights.has(name) ? undefined
+      : byteCounter(this.manifest, [name], reporter(onProgress, "upload", "bytes"));
+    const { tensors } = await this.needWeights(name, { signal, onShard });
+    return prepare(context, this.plans[name], { symbols, tensors, pipelines, pacer });
+  }
+
+  /**
+   * Text features of a prompt: kept from last time, or from `encode`. The encoder is gone again afterwards
+   * unless the model is small.
    * @param {string} prompt
-   * @param {{signal?: AbortSignal, onProgress: OnProgress}} options
    * @param {() => Promise<Float32Array<ArrayBuffer>>} encode
    */
-  async textFeatures(prompt, { signal, onProgress }, encode) {
+  async textFeatures(prompt, encode) {
     if (this.lastText?.prompt === prompt) return this.lastText.features;
     try {
-      if (!this.weights.has("encoder")) {
-        const onShard = byteCounter(this.manifest, ["encoder"], reporter(onProgress, "upload", "bytes"));
-        await this.needWeights("encoder", { signal, onShard });
-      }
       const features = await encode();
       this.lastText = { prompt, features };
       return features;
@@ -192,14 +246,13 @@ async function loadPlan(manifest, name, manifestUrl, signal) {
  * cancel nothing stays on the GPU.
  * @param {DeviceContext} context
  * @param {string} manifestUrl
- * @param {{pipelines: import("./pipelines.js").Pipelines, signal?: AbortSignal, onProgress: OnProgress,
- *   keepAllBytes?: number}} options keepAllBytes: up to this many bytes of weights the encoder stays, too
+ * @param {{pipelines: import("./pipelines.js").Pipelines} & RunOptions & MemoryPolicy} options
  * @returns {Promise<Model>}
  */
-export async function loadModel(context, manifestUrl, { pipelines, signal, onProgress, keepAllBytes = KEEP_ALL_BYTES }) {
+export async function loadModel(context, manifestUrl, { pipelines, signal, onProgress, ...policy }) {
   const manifest = parseManifest(await fetchJson(manifestUrl, signal), manifestUrl);
   checkScheduler(manifest.schedule);
-  for (const name of COMPONENTS) checkTensorLimits(manifest.components[name], context.device.limits);
+  const limit = bindingLimit(context.device.limits, policy.bindingBytes);
   const [encoder, denoiser, decoder, tokenize] = await Promise.all([
     loadPlan(manifest, "encoder", manifestUrl, signal),
     loadPlan(manifest, "denoiser", manifestUrl, signal),
@@ -207,11 +260,12 @@ export async function loadModel(context, manifestUrl, { pipelines, signal, onPro
     loadTokenizer(new URL(`${manifest.text.tokenizer}/`, manifestUrl).href, manifest.text, signal),
   ]);
   const plans = { encoder, denoiser, decoder };
+  for (const name of COMPONENTS) plans[name] = splitPlan(plans[name], manifest.components[name], limit);
   const uploads = uploadDispatches(Object.values(manifest.components));
   await pipelines.compilePlans([...Object.values(plans), ...uploads], signal, reporter(onProgress, "compile", "shaders"));
   const shardsBase = new URL(manifest.shards_url ?? "./", manifestUrl);
   const source = createShardSource(manifest.shards, (shard) => new URL(shard.file, shardsBase).href);
-  const model = new Model(context, { manifest, plans, tokenize, pipelines, source }, keepAllBytes);
+  const model = new Model(context, { manifest, plans, tokenize, pipelines, source }, policy);
   try {
     await model.fill(signal, onProgress);
   } catch (error) {

@@ -7,9 +7,11 @@ import { BitbrushError, show } from "./errors.js";
  * @typedef {{name: string, role: "input" | "output" | "temporary", dtype: "f32" | "u32", elements: Expression,
  *   arena?: number, first?: number, last?: number}} PlanValue
  * @typedef {{kernel: string, options: Record<string, unknown>, constants: Record<string, number>,
- *   uniforms: Record<string, Expression>, bindings: Record<string, number | string | Window>, source?: string,
+ *   uniforms: Record<string, Expression>, bindings: Record<string, Binding>, source?: string,
  *   when?: Expression}} Dispatch
- * @typedef {{value: number, first: Expression, elements: Expression}} Window a part of a value
+ * @typedef {number | string | Window | Rows} Binding a value's index, a tensor, or a part of one of these
+ * @typedef {{value: number, first: Expression, elements: Expression}} Window
+ * @typedef {{tensor: string, first: number, rows: number}} Rows
  * @typedef {{first: number, last: number, rows: Expression, band_rows: Expression}} Loop over bands of rows
  * @typedef {{format: number, component: string, symbols: string[], arenas: number, values: PlanValue[],
  *   loops: Loop[], dispatches: Dispatch[]}} Plan
@@ -94,7 +96,8 @@ function checkLoop(json, index, plan, where) {
   }
   for (const dispatch of plan.dispatches.slice(first, last + 1)) {
     for (const target of Object.values(dispatch.bindings)) {
-      const value = typeof target === "string" ? undefined : plan.values[isRecord(target) ? target.value : target];
+      const number = boundValue(target);
+      const value = number === undefined ? undefined : plan.values[number];
       if (value?.role !== "temporary") continue;
       require(Number(value.first) <= first && last <= Number(value.last), where,
         `${value.name} alive from ${first} to ${last}`, [value.first, value.last]);
@@ -142,6 +145,12 @@ function checkDispatch(json, index, plan, where) {
   for (const [name, target] of Object.entries(dispatch.bindings)) {
     const here = `${where}, binding ${name}`;
     if (typeof target === "string") continue; // a tensor; its name is checked when weights are known
+    if (isRecord(target) && "tensor" in target) {
+      const { tensor, first, rows } = target;
+      const whole = Number.isInteger(first) && first >= 0 && Number.isInteger(rows) && rows > 0;
+      require(typeof tensor === "string" && whole, here, "a tensor, its first row and a count of rows", target);
+      continue;
+    }
     const number = isRecord(target) ? target.value : target;
     require(Number.isInteger(number) && number >= 0 && number < plan.values.length, here,
       `a tensor's name, or an index below ${plan.values.length} or a window of it`, target);
@@ -157,11 +166,23 @@ function checkDispatch(json, index, plan, where) {
 }
 
 /**
+ * Index of the value that a binding names, whole or in part; undefined for a tensor.
+ * @param {Binding} target
+ */
+function boundValue(target) {
+  if (typeof target === "number") return target;
+  return typeof target === "object" && "value" in target ? target.value : undefined;
+}
+
+/**
  * Names of the tensors that a plan binds.
  * @param {Plan} plan
  * @returns {Set<string>}
  */
 export function boundTensors(plan) {
   const targets = plan.dispatches.flatMap((dispatch) => Object.values(dispatch.bindings));
-  return new Set(targets.filter((target) => typeof target === "string"));
+  return new Set(targets.flatMap((target) => {
+    if (typeof target === "string") return [target];
+    return typeof target === "object" && "tensor" in target ? [target.tensor] : [];
+  }));
 }

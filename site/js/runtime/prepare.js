@@ -4,7 +4,8 @@ import { bandSymbols, unrolled } from "./bands.js";
 import { BitbrushError } from "./errors.js";
 import { Executor } from "./executor.js";
 import { evaluate, evaluateCount } from "./expressions.js";
-import { ALIGNMENT, planArenas, roundUp } from "./memory.js";
+import { PADDING, layoutValues, uniformSlot } from "./layout.js";
+import { ALIGNMENT, roundUp } from "./memory.js";
 
 /**
  * @typedef {import("./device.js").DeviceContext} DeviceContext
@@ -68,7 +69,7 @@ export async function prepare(context, plan, { symbols, tensors, pipelines, pace
 function build(executor, compiled, symbols, tensors) {
   const { plan, context } = executor;
   const places = placeValues(executor, symbols);
-  const slot = roundUp(Math.max(...compiled.map(({ entry }) => entry.uniforms.length * 4)), ALIGNMENT);
+  const slot = uniformSlot(compiled.map(({ entry }) => entry.uniforms.length));
   const steps = unrolled(plan, symbols);
   const uniformBytes = new ArrayBuffer(slot * steps.length);
   const uniformBuffer = executor.own("uniforms", uniformBytes.byteLength, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
@@ -103,30 +104,19 @@ function build(executor, compiled, symbols, tensors) {
  */
 function placeValues(executor, symbols) {
   const { plan } = executor;
-  const bytes = plan.values.map((value) =>
-    4 * evaluateCount(value.elements, symbols, `plan ${plan.component}, value ${value.name}`, 1));
-  const temporaries = plan.values.flatMap((value, index) => (value.role === "temporary" ? [index] : []));
-  const lifetimes = temporaries.map((index) => {
-    const { arena, first, last } = plan.values[index];
-    return { arena: Number(arena), first: Number(first), last: Number(last), bytes: bytes[index] };
-  });
-  const { offsets, sizes } = planArenas(lifetimes, plan.arenas);
-  const arenas = sizes.map((size) => (size > 0 ? executor.own("arena", size, GPUBufferUsage.STORAGE) : null));
-  /** @type {TensorPlace[]} */
-  const places = [];
-  plan.values.forEach((value, index) => {
-    if (value.role === "temporary") return;
+  const { bytes, offsets, arenas } = layoutValues(plan, symbols);
+  const buffers = arenas.map((size) => (size > 0 ? executor.own("arena", size, GPUBufferUsage.STORAGE) : null));
+  return plan.values.map((value, index) => {
+    const size = roundUp(bytes[index], PADDING);
+    if (value.role === "temporary") {
+      const buffer = /** @type {GPUBuffer} */ (buffers[Number(value.arena)]);
+      return { buffer, offset: offsets[index], size };
+    }
     const transfer = value.role === "input" ? GPUBufferUsage.COPY_DST : GPUBufferUsage.COPY_SRC;
-    const size = roundUp(bytes[index], 16);
     const buffer = executor.own(value.role, size, GPUBufferUsage.STORAGE | transfer);
     executor.ports.set(value.name, { buffer, bytes: bytes[index], value });
-    places[index] = { buffer, offset: 0, size };
+    return { buffer, offset: 0, size };
   });
-  temporaries.forEach((index, order) => {
-    const buffer = /** @type {GPUBuffer} */ (arenas[lifetimes[order].arena]);
-    places[index] = { buffer, offset: offsets[order], size: roundUp(bytes[index], 16) };
-  });
-  return places;
 }
 
 /**
@@ -165,10 +155,14 @@ function fillUniforms(view, entry, dispatch, symbols, where) {
  */
 function findBinding(name, dispatch, { places, tensors, symbols }, where) {
   const target = dispatch.bindings[name];
-  if (typeof target === "object") return windowOf(places[target.value], target, symbols, `${where}, ${name}`);
-  const place = typeof target === "string" ? tensors.get(target) : places[target];
-  if (place) return place;
-  const found = target === undefined ? `bindings ${Object.keys(dispatch.bindings)}` : `no tensor ${target}`;
+  if (typeof target === "object" && "value" in target) {
+    return windowOf(places[target.value], target, symbols, `${where}, ${name}`);
+  }
+  if (typeof target === "number") return places[target];
+  const tensor = typeof target === "string" ? target : target?.tensor;
+  const place = tensors.get(tensor);
+  if (place) return typeof target === "string" ? place : rowsOf(place, target, where);
+  const found = target === undefined ? `bindings ${Object.keys(dispatch.bindings)}` : `no tensor ${tensor}`;
   throw new BitbrushError("bad-bundle", `${where}: expected something bound to ${name}, found ${found}`);
 }
 
@@ -187,6 +181,20 @@ function windowOf(place, window, symbols, where) {
       `${place.size} bytes, found bytes ${start} to ${start + size}`);
   }
   return { buffer: place.buffer, offset: place.offset + start, size };
+}
+
+/**
+ * Some rows of a stored tensor.
+ * @param {TensorPlace} place of all of it
+ * @param {{tensor: string, first: number, rows: number}} target
+ * @param {string} where
+ * @returns {TensorPlace}
+ */
+function rowsOf({ buffer, offset, size, rowBytes = 0 }, { tensor, first, rows }, where) {
+  const [begin, bytes] = [first * rowBytes, roundUp(rows * rowBytes, PADDING)];
+  if (begin % ALIGNMENT === 0 && begin + bytes <= size) return { buffer, offset: offset + begin, size: bytes };
+  throw new BitbrushError("bad-bundle", `${where}: expected rows of ${tensor} that begin at a multiple of ${ALIGNMENT} ` +
+    `bytes and end by ${size}, found bytes ${begin} to ${begin + bytes}`);
 }
 
 /**

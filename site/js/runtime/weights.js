@@ -1,9 +1,10 @@
 // One component's tensors in GPU buffers. Tensors share few large buffers; shards arrive one by one, are
 // written in small pieces, and are let go at once, so neither the page nor the driver holds them twice.
 
-import { BitbrushError, throwIfAborted } from "./errors.js";
-import { residentTensors, shardsOf, TRIT_UNIT } from "./manifest.js";
+import { throwIfAborted } from "./errors.js";
+import { shardsOf, TRIT_UNIT } from "./manifest.js";
 import { ALIGNMENT, roundUp } from "./memory.js";
+import { bindingLimit, componentPieces } from "./rows.js";
 import { openExpander } from "./trits.js";
 
 /**
@@ -11,12 +12,13 @@ import { openExpander } from "./trits.js";
  * @typedef {import("./manifest.js").Component} Component
  * @typedef {import("./pipelines.js").Pipelines} Pipelines
  * @typedef {import("./shards.js").ShardSource} ShardSource
- * @typedef {{buffer: GPUBuffer, offset: number, size: number}} TensorPlace
+ * @typedef {{buffer: GPUBuffer, offset: number, size: number, rowBytes?: number}} TensorPlace
+ *   rowBytes: of a stored tensor
  * @typedef {{tensors: Map<string, TensorPlace>, bytes: number, destroy: () => void}} Weights
- * @typedef {{name: string, buffer: number, offset: number, bytes: number, size: number,
- *   stored: import("./manifest.js").Tensor}} Placement bytes: on the GPU; size: these padded to 16
+ * @typedef {import("./rows.js").Piece & {stored: import("./manifest.js").Tensor, buffer: number, offset: number,
+ *   size: number}} Placement of a tensor or a piece of one; bytes: on the GPU; size: padded to 16
  * @typedef {{buffer: number, offset: number, from: number, length: number, trits: boolean, end: number}} Target
- *   bytes `from` .. `from + length` of a shard and where they go; end: of their tensor in the buffer
+ *   bytes `from` .. `from + length` of a shard and where they go; end: of their piece in the buffer
  */
 
 const BUFFER_BYTES = 256 * 2 ** 20; // some drivers refuse single allocations from 512 MiB
@@ -25,40 +27,41 @@ const PIECES_IN_FLIGHT = 4;
 const SHARDS_AHEAD = 2;
 
 /**
- * Where tensors go: in order, a new buffer when one is full; a larger tensor has its own.
+ * Where tensors go: in order, a new buffer when one is full; a larger tensor has its own, one that cannot be
+ * bound whole (rows.js) has several.
  * @param {Component} component
  * @param {number} bufferBytes
+ * @param {number} limit most bytes of one binding
  * @returns {{places: Placement[], sizes: number[]}} sizes of the buffers in bytes
  */
-export function placeTensors(component, bufferBytes) {
+export function placeTensors(component, bufferBytes, limit) {
   /** @type {number[]} */
   const sizes = [];
-  const places = residentTensors(component).map(({ name, bytes, stored }) => {
-    const size = roundUp(Math.max(bytes, 16), 16);
+  const pieces = componentPieces(component, limit).flatMap(({ stored, list }) =>
+    list.map((piece) => ({ stored, ...piece })));
+  const places = pieces.map((piece) => {
+    const size = roundUp(Math.max(piece.bytes, 16), 16);
     const last = sizes.length - 1;
     const offset = last < 0 ? 0 : roundUp(sizes[last], ALIGNMENT);
     if (last >= 0 && offset + size <= bufferBytes) {
       sizes[last] = offset + size;
-      return { name, buffer: last, offset, bytes, size, stored };
+      return { ...piece, buffer: last, offset, size };
     }
     sizes.push(size);
-    return { name, buffer: sizes.length - 1, offset: 0, bytes, size, stored };
+    return { ...piece, buffer: sizes.length - 1, offset: 0, size };
   });
   return { places, sizes };
 }
 
 /**
- * Refuse, before anything is downloaded, a component that this device cannot bind.
+ * Bytes that `loadWeights` will take of the GPU.
  * @param {Component} component
  * @param {GPUSupportedLimits} limits
+ * @param {number} [bindingBytes] a lower limit than the device's, for tests
  */
-export function checkTensorLimits(component, limits) {
-  const allowed = Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize);
-  for (const { name, bytes } of residentTensors(component)) {
-    if (bytes > allowed) {
-      throw new BitbrushError("limit-too-low", `${name} has ${bytes} bytes, this device binds at most ${allowed}`);
-    }
-  }
+export function weightBytes(component, limits, bindingBytes) {
+  const { sizes } = placeTensors(component, Math.min(BUFFER_BYTES, limits.maxBufferSize), bindingLimit(limits, bindingBytes));
+  return sizes.reduce((a, b) => a + b, 0);
 }
 
 /**
@@ -108,14 +111,15 @@ class WordWriter {
  * @param {Component} component
  * @param {ShardSource} source
  * @param {{label: string, pipelines: Pipelines, signal?: AbortSignal,
- *   onShard?: (index: number, received: number) => void, bufferBytes?: number}} options
- *   onShard: bytes of a shard that have arrived
+ *   onShard?: (index: number, received: number) => void, bufferBytes?: number, bindingBytes?: number}} options
+ *   onShard: bytes of a shard that have arrived; bindingBytes: a lower limit than the device's, for tests
  * @returns {Promise<Weights>}
  */
 export async function loadWeights(context, component, source, options) {
   const { label, pipelines, signal, onShard = () => {}, bufferBytes = BUFFER_BYTES } = options;
-  checkTensorLimits(component, context.device.limits);
-  const { places, sizes } = placeTensors(component, Math.min(bufferBytes, context.device.limits.maxBufferSize));
+  const { limits } = context.device;
+  const { places, sizes } = placeTensors(component, Math.min(bufferBytes, limits.maxBufferSize),
+    bindingLimit(limits, options.bindingBytes));
   /** @type {GPUBuffer[]} */
   const buffers = [];
   const destroy = () => buffers.splice(0).forEach((buffer) => context.destroyBuffer(buffer));
@@ -131,7 +135,7 @@ export async function loadWeights(context, component, source, options) {
     throw error;
   }
   const tensors = new Map(places.map((place) =>
-    [place.name, { buffer: buffers[place.buffer], offset: place.offset, size: place.size }]));
+    [place.name, { buffer: buffers[place.buffer], offset: place.offset, size: place.size, rowBytes: place.bytes / place.rows }]));
   return { tensors, bytes: sizes.reduce((a, b) => a + b, 0), destroy };
 }
 
@@ -181,14 +185,22 @@ function expandedBytes(bytes) {
 function partsByShard(places) {
   /** @type {ReturnType<typeof partsByShard>} */
   const byShard = new Map();
-  for (const { buffer, offset: first, bytes, stored } of places) {
+  for (const { buffer, offset, first, rows, bytes, stored } of places) {
     const trits = Boolean(stored.expands_to);
-    let offset = first;
+    const [unit, expanded] = trits ? [TRIT_UNIT.bytes, TRIT_UNIT.words * 4] : [1, 1];
+    const begin = first * (bytes / rows); // of the piece in its tensor, as all below in bytes on the GPU
+    let at = 0; // of the part in the tensor
     for (const part of stored.parts) {
-      const list = byShard.get(part.shard) ?? [];
-      list.push({ buffer, offset, from: part.offset, length: part.bytes, trits, end: first + bytes });
-      byShard.set(part.shard, list);
-      offset += trits ? expandedBytes(part.bytes) : part.bytes;
+      const partEnd = at + (part.bytes / unit) * expanded;
+      const from = Math.max(begin, at);
+      const units = Math.ceil((Math.min(begin + bytes, partEnd) - from) / expanded);
+      if (units > 0) {
+        const list = byShard.get(part.shard) ?? [];
+        const source = { from: part.offset + ((from - at) / expanded) * unit, length: units * unit };
+        list.push({ buffer, offset: offset + from - begin, ...source, trits, end: offset + bytes });
+        byShard.set(part.shard, list);
+      }
+      at = partEnd;
     }
   }
   return byShard;

@@ -9,11 +9,12 @@ import { loadPipelines } from "./pipelines.js";
 
 /**
  * @typedef {import("./model.js").Progress} Progress
- * @typedef {{baseline?: boolean, forceVariant?: string, keepAllBytes?: number}} Settings
+ * @typedef {{baseline?: boolean, forceVariant?: string, keepAllBytes?: number, bindingBytes?: number}} Settings
  *   baseline: core limits, no feature; forceVariant: this variant of every kernel that has it;
- *   keepAllBytes: up to this many bytes of weights the encoder stays on the GPU
+ *   keepAllBytes, bindingBytes: see MemoryPolicy in model.js
  * @typedef {{id: number} & (
- *   {type: "configure", settings: Settings} | {type: "probe"} | {type: "load", manifestUrl: string} |
+ *   {type: "configure", settings: Settings} | {type: "probe"} |
+ *   {type: "load", manifestUrl: string, memoryBudget?: number} |
  *   {type: "generate", request: Record<string, unknown>, latents: boolean} | {type: "memory"} |
  *   {type: "cancel", target: number} | {type: "dispose"})} Question
  * @typedef {{id: number} & (
@@ -47,16 +48,18 @@ async function needDevice() {
 }
 
 /**
- * @param {string} manifestUrl
+ * @param {{manifestUrl: string, memoryBudget?: number}} question
  * @param {AbortSignal} signal
  * @param {(progress: Progress) => void} onProgress
  */
-async function load(manifestUrl, signal, onProgress) {
+async function load({ manifestUrl, memoryBudget }, signal, onProgress) {
   model?.dispose();
   model = null;
   const device = await needDevice();
   pipelines ??= await loadPipelines(device, KERNELS_URL, settings.forceVariant);
-  model = await loadModel(device, manifestUrl, { pipelines, signal, onProgress, keepAllBytes: settings.keepAllBytes });
+  const { keepAllBytes, bindingBytes } = settings;
+  const policy = { keepAllBytes, bindingBytes, memoryBudget };
+  model = await loadModel(device, manifestUrl, { pipelines, signal, onProgress, ...policy });
   const { name, variant, sizes, text } = model.manifest;
   return { name, variant, sizes, text, bytes: model.bytes };
 }
@@ -69,7 +72,7 @@ async function load(manifestUrl, signal, onProgress) {
  */
 async function answer(question, signal, onProgress) {
   throwIfAborted(signal);
-  if (question.type === "load") return load(question.manifestUrl, signal, onProgress);
+  if (question.type === "load") return load(question, signal, onProgress);
   if (question.type === "generate") {
     if (context?.isLost) context.check();
     if (!model) throw new BitbrushError("bad-request", "generate: expected a loaded model, found none");

@@ -8,7 +8,7 @@ const element = (id) => document.getElementById(id);
 /**
  * @typedef {{multiple: number, minimum: number, maximum: number, default: number[], presets: number[][]}} Sizes
  * @typedef {{id: string, name: string, variant: string, manifest: string, bytes: number, steps: number,
- *            sizes: Sizes}} Model an entry of models/index.json
+ *            sizes: Sizes, memory: import("./memory.js").Memory}} Model an entry of models/index.json
  * @typedef {{prompt: string, width: number, height: number, steps: number, seed: number}} Request
  */
 
@@ -17,9 +17,9 @@ export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 /**
  * @param {Model[]} models at least one
- * @param {(model: Model) => void} onModel called with the model that is chosen, at once and after changes
+ * @param {(model: Model) => void} onChange called with the chosen model, at once and after changes of it or the size
  */
-export function setUpForm(models, onModel) {
+export function setUpForm(models, onChange) {
   element("model").replaceChildren(...models.map((model) => {
     const label = `${model.name}, ${model.variant} (${formatBytes(model.bytes)})`;
     return new Option(label, model.id);
@@ -31,13 +31,19 @@ export function setUpForm(models, onModel) {
     if (sizes !== shown) fillSizes(model.sizes);
     if (!shown) Object.assign(element("steps"), { value: String(model.steps), max: MAX_STEPS });
     shown = sizes;
-    onModel(model);
+    onChange(model);
   };
   element("model").addEventListener("change", choose);
+  const resized = () => {
+    markPreset();
+    onChange(chosenModel(models));
+  };
   element("swap").addEventListener("click", () => {
     setSize(Number(element("height").value), Number(element("width").value));
+    resized();
   });
-  for (const id of ["width", "height"]) element(id).addEventListener("input", markPreset);
+  for (const id of ["width", "height"]) element(id).addEventListener("input", resized);
+  element("presets").addEventListener("change", resized); // heard after the button has set the size
   element("dice").addEventListener("click", () => { element("seed").value = String(randomSeed()); });
   let example = 0;
   element("example").addEventListener("click", () => {
@@ -97,6 +103,9 @@ function whole(id) {
   const value = element(id).value.trim();
   return /^\d{1,16}$/.test(value) ? Number(value) : NaN;
 }
+
+/** @returns {number[]} width and height in pixels, as far as the form holds numbers */
+export const chosenSize = () => [whole("width"), whole("height")];
 
 /** Shows or clears the message under one or more fields. */
 function report(id, inputs, message) {

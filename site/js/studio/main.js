@@ -2,7 +2,8 @@
 
 import "./trusted.js";
 import { createClient } from "../runtime/client.js";
-import { chosenModel, randomSeed, readForm, setUpForm } from "./form.js";
+import { chosenModel, chosenSize, randomSeed, readForm, setUpForm } from "./form.js";
+import { budgetBytes, gpuBytes } from "./memory.js";
 import { showNotice } from "./notice.js";
 import { announce, startProgress } from "./progress.js";
 import { createResult } from "./result.js";
@@ -21,7 +22,7 @@ let models = [];
 /** @type {AbortController | null} */
 let controller = null;
 let adapter = "";
-const session = createSession(createClient, modelsFolder);
+const session = createSession(createClient, modelsFolder, budgetBytes(location.search));
 const result = createResult(element("result"));
 
 /** @param {State} next */
@@ -38,7 +39,10 @@ function setState(next) {
 function showCost(model) {
   if (state === "checking") element("cost").textContent = text.checking;
   else if (state === "unsupported") element("cost").textContent = "";
-  else element("cost").textContent = session.has(model) ? text.loaded : text.cost(model.bytes);
+  else {
+    const needed = text.memory(gpuBytes(model.memory, ...chosenSize()), ...chosenSize());
+    element("cost").textContent = session.has(model) ? text.loaded(needed) : text.cost(model.bytes, needed);
+  }
 }
 
 /** @param {any} probed the runtime's answer @returns {string} the adapter's name */

@@ -12,8 +12,9 @@ const FATAL = new Set(["device-lost", "out-of-memory"]);
 /**
  * @param {() => any} createClient of runtime/client.js
  * @param {string} base address of the folder models/
+ * @param {number} [memoryBudget] GPU bytes to stay within
  */
-export function createSession(createClient, base) {
+export function createSession(createClient, base, memoryBudget) {
   let client = createClient();
   let loaded = "";
 
@@ -43,7 +44,7 @@ export function createSession(createClient, base) {
       try {
         if (loaded !== model.id) {
           loaded = "";
-          await client.load(new URL(model.manifest, base).href, { signal, onProgress });
+          await client.load(new URL(model.manifest, base).href, { signal, onProgress, memoryBudget });
           loaded = model.id;
         }
         return await client.generate(request, { signal, onProgress, latents });

@@ -5,6 +5,11 @@ const megabytes = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximu
 /** @param {number} bytes @returns {string} megabytes (10^6) with one decimal */
 export const formatBytes = (bytes) => `${megabytes.format(bytes / 1e6)} MB`;
 
+const rounded = new Intl.NumberFormat("en", { maximumSignificantDigits: 2 });
+
+/** @param {number} bytes @returns {string} megabytes or gigabytes with two digits that count */
+export const formatRoughly = (bytes) => (bytes < 0.995e9 ? `${rounded.format(bytes / 1e6)} MB` : `${rounded.format(bytes / 1e9)} GB`);
+
 /** @param {number} milliseconds @returns {string} seconds with one decimal */
 export const formatSeconds = (milliseconds) => `${(milliseconds / 1000).toFixed(1)} s`;
 
@@ -28,8 +33,10 @@ export const phases = {
 export const text = {
   title: "Bitbrush – pictures from words, made on your own GPU",
   checking: "Checking your graphics card…",
-  cost: (bytes) => `The first picture downloads ${formatBytes(bytes)}, once. Nothing is fetched before you press Generate.`,
-  loaded: "The model is loaded: the next picture downloads nothing.",
+  cost: (bytes, memory) => `The first picture downloads ${formatBytes(bytes)}, once. ${memory}Nothing is fetched before you press Generate.`,
+  loaded: (memory) => `The model is loaded: the next picture downloads nothing. ${memory}`.trim(),
+  memory: (bytes, width, height) =>
+    (bytes > 0 ? `It needs about ${formatRoughly(bytes)} of GPU memory at ${width} × ${height}. ` : ""),
   adapter: (name) => `Graphics adapter: ${name}`,
   started: "Started.",
   cancelling: "Cancelling…",
