@@ -15,9 +15,10 @@ from typing import Any
 from exporter.errors import BadBundle
 from exporter.shards import DTYPES
 
-FORMAT = 1
+FORMAT = 2
 FILE = "manifest.json"
-COMPONENTS = ("encoder", "denoiser", "decoder")
+COMPONENTS = ("encoder", "modulation", "denoiser", "decoder")
+OPTIONAL = ("modulation",)  # a page fetches their shards only when it needs them
 WEIGHTS = ("binary", "ternary", "keep")
 
 Manifest = dict[str, Any]
@@ -35,6 +36,7 @@ _TOP = {
     "text": dict,
     "latents": dict,
     "denoiser": dict,
+    "modulation": dict,
     "schedule": dict,
     "sizes": dict,
 }
@@ -51,6 +53,7 @@ _NESTED = {
     },
     "latents": {"channels": int, "downscale": int},
     "denoiser": {"rotary": dict, "timestep_features": int},
+    "modulation": {"sigmas": list, "table": str, "width": int},
     "schedule": {"steps": int},
     "sizes": {"multiple": int, "minimum": int, "maximum": int, "default": list, "presets": list},
 }
@@ -90,6 +93,11 @@ def check(manifest: Any, where: str) -> None:
             f"{where}: expected a bundle of format {FORMAT}, found format {version}:"
             " written by a newer Bitbrush; update this one"
         )
+    if version < FORMAT:
+        raise BadBundle(
+            f"{where}: expected a bundle of format {FORMAT}, found format {version}:"
+            " written by an older Bitbrush; export it again"
+        )
     _check_keys(manifest, _TOP, where, "")
     commit = manifest.get("commit", "0" * 40)  # only of a source on the Hub
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
@@ -107,6 +115,19 @@ def check(manifest: Any, where: str) -> None:
         raise BadBundle(f"{where}: expected components {', '.join(COMPONENTS)}, found no {missing[0]}")
     for name, component in manifest["components"].items():
         _check_component(component, manifest["shards"], where, f"components.{name}.")
+    _check_table(manifest["modulation"], manifest["components"]["denoiser"]["tensors"], where)
+
+
+def first_download(manifest: Manifest) -> int:
+    """Bytes of the shards that a first visit fetches: those of all components but the optional ones."""
+    needed = {
+        part["shard"]
+        for name, component in manifest["components"].items()
+        if name not in OPTIONAL
+        for record in component["tensors"].values()
+        for part in record["parts"]
+    }
+    return sum(manifest["shards"][index]["bytes"] for index in needed)
 
 
 def _check_keys(value: Any, keys: dict[str, type], where: str, prefix: str) -> None:
@@ -134,6 +155,19 @@ def _check_component(component: Any, shards: list, where: str, prefix: str) -> N
             raise BadBundle(f"{where}: expected a file name in the bundle for {prefix}{key}, found {component[key]!r}")
     for name, record in component["tensors"].items():
         _check_tensor(record, shards, where, f"{prefix}tensors.{name}.")
+
+
+def _check_table(modulation: dict, tensors: dict, where: str) -> None:
+    sigmas = modulation["sigmas"]
+    if not all(type(sigma) in (int, float) for sigma in sigmas):
+        raise BadBundle(f"{where}: expected modulation.sigmas as numbers, found {sigmas!r:.60}")
+    found = tensors.get(modulation["table"], {})
+    shape = [len(sigmas), modulation["width"]]
+    if (found.get("dtype"), found.get("shape")) != ("F32", shape):
+        raise BadBundle(
+            f"{where}: expected {modulation['table']} as F32 {shape} in the denoiser,"
+            f" found {found.get('dtype', 'nothing')} {found.get('shape', '')}".rstrip()
+        )
 
 
 def _check_tensor(record: Any, shards: list, where: str, prefix: str) -> None:

@@ -19,6 +19,7 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
         "odd": rng.standard_normal(3).astype(np.float16),
         "codes": rng.integers(0, 2**32, (8, 4), dtype=np.uint32),
         "bias": rng.standard_normal(5).astype(np.float32),
+        "table": rng.standard_normal((2, 6)).astype(np.float32),
         "conv": rng.standard_normal((2, 3, 3, 4)).astype(np.float16),
     }
 
@@ -141,7 +142,7 @@ def small_manifest(folder) -> dict:
     shards, records = write(folder, arrays())
     component = {"graph": "x.onnx", "plan": "x.plan.json", "tensors": records}
     return {
-        "format": 1,
+        "format": 2,
         "name": "n",
         "variant": "keep",
         "weights": "keep",
@@ -161,6 +162,7 @@ def small_manifest(folder) -> dict:
         },
         "latents": {"channels": 16, "downscale": 16},
         "denoiser": {"rotary": {}, "timestep_features": 256},
+        "modulation": {"sigmas": [1.0, 0.5], "table": "table", "width": 6},
         "schedule": {"steps": 4},
         "sizes": {"multiple": 16, "minimum": 16, "maximum": 32, "default": [16, 16], "presets": []},
     }
@@ -193,9 +195,10 @@ CODES = ("components", "denoiser", "tensors", "codes")
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (put("format", 2), "written by a newer Bitbrush"),
-        (put("format", "1"), "expected format 1, found '1'"),
-        (put("format", 0), "expected format 1, found 0"),
+        (put("format", 3), "written by a newer Bitbrush"),
+        (put("format", 1), "written by an older Bitbrush"),
+        (put("format", "1"), "expected format 2, found '1'"),
+        (put("format", 0), "expected format 2, found 0"),
         (put("format", "del"), "found None"),
         (put("shards", "del"), "expected key shards"),
         (put("text", "length", "del"), "expected key text.length"),
@@ -203,6 +206,11 @@ CODES = ("components", "denoiser", "tensors", "codes")
         (put("text", "tokenizer", "../x"), "text.tokenizer"),
         (put("text", []), "text"),
         (put("weights", "octal"), "found 'octal'"),
+        (put("modulation", "del"), "expected key modulation"),
+        (put("modulation", "sigmas", ["1"]), "modulation.sigmas as numbers"),
+        (put("modulation", "sigmas", [1.0]), "expected table as F32 [1, 6] in the denoiser, found F32 [2, 6]"),
+        (put("modulation", "table", "none"), "expected none as F32 [2, 6] in the denoiser, found nothing"),
+        (put("modulation", "table", "codes"), "found U32"),
         (put("components", "decoder", "del"), "found no decoder"),
         (put("components", "decoder", "graph", "../../x.onnx"), "components.decoder.graph"),
         (put("shards", 0, "file", "../../etc/passwd"), "expected shards/SHA-256.safetensors"),

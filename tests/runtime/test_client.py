@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page
 from exporter.website import build_site
 from tests.runtime.conftest import open_page
 
-REQUEST = {"prompt": "a red apple", "width": 48, "height": 80, "steps": 2, "seed": 9909}
+REQUEST = {"prompt": "a red apple", "width": 48, "height": 80, "steps": 4, "seed": 9909}
 MODEL = "models/two-heads-ternary-ternary/manifest.json"
 SCRIPT = """async (settings) => {
   const { createClient } = await load("client");
@@ -238,7 +238,7 @@ def tensor_shard(manifest: dict[str, Any], component: str, ending: str) -> tuple
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str, str]] = {
-    "newer": (lambda m: m.update(format=2), "bad-bundle", "newer than this page"),
+    "newer": (lambda m: m.update(format=3), "bad-bundle", "newer than this page"),
     "sampler": (lambda m: m["schedule"].update(use_karras_sigmas=True), "bad-bundle", "use_karras_sigmas"),
     "plan": (lambda m: m["components"]["decoder"].update(plan="none.plan.json"), "network", "none.plan.json"),
     "tensor": (lambda m: m["components"]["decoder"]["tensors"].popitem(), "bad-bundle", "in the manifest, found none"),

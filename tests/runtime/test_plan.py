@@ -38,16 +38,19 @@ COMPONENT = {
     "tensors": {"w": {"dtype": "F16", "shape": [2, 3], "parts": [{"shard": 0, "offset": 8, "bytes": 12}]}},
 }
 MANIFEST: dict[str, Any] = {
-    "format": 1, "name": "tiny", "variant": "keep", "weights": "keep",
-    "components": {name: copy.deepcopy(COMPONENT) for name in ("encoder", "denoiser", "decoder")},
+    "format": 2, "name": "tiny", "variant": "keep", "weights": "keep",
+    "components": {name: copy.deepcopy(COMPONENT) for name in ("encoder", "modulation", "denoiser", "decoder")},
     "shards": [{"file": f"shards/{DIGEST}.safetensors", "bytes": 20, "sha256": DIGEST}],
     "text": {"tokenizer": "tokenizer", "prefix": "", "suffix": "", "length": 8, "pad_id": 0, "layers": [1],
              "features": 4, "rotary": {"head_size": 8, "theta": 10000}},
     "latents": {"channels": 8, "downscale": 16},
     "denoiser": {"rotary": {"axes": [2, 2, 2, 2], "theta": 2000}, "timestep_features": 256},
+    "modulation": {"sigmas": [1.0], "table": "table", "width": 2},
     "schedule": {"steps": 4},
     "sizes": {"multiple": 16, "minimum": 64, "maximum": 512, "default": [256, 256], "presets": [[256, 256]]},
 }  # fmt: skip
+TABLE = {"dtype": "F32", "shape": [1, 2], "parts": [{"shard": 0, "offset": 8, "bytes": 8}]}
+MANIFEST["components"]["denoiser"]["tensors"]["table"] = TABLE
 
 
 def changed(document: dict[str, Any], path: tuple, value: Any) -> dict[str, Any]:
@@ -101,7 +104,12 @@ def test_a_bad_plan_is_refused(calculator: Page, path: tuple, value: Any, said: 
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        (("format",), 2, "newer"),
+        (("format",), 3, "newer"),
+        (("modulation", "sigmas"), ["1"], "modulation.sigmas"),
+        (("modulation", "width"), 3, "F32 [1,3] in the denoiser"),
+        (("modulation", "table"), "w", "F32 [1,2] in the denoiser"),
+        (("modulation", "table"), "none", "F32 [1,2] in the denoiser"),
+        (("components", "modulation"), None, "components.modulation"),
         (("shards", 0, "sha256"), "../x", "sha256"),
         (("text", "length"), 0, "text.length"),
         (("latents",), None, "latents.channels"),

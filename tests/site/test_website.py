@@ -14,6 +14,7 @@ import pytest
 
 from exporter import website
 from exporter.errors import BadArguments, BadBundle
+from exporter.manifest import COMPONENTS
 from exporter.packages import ROOT, node_package
 from exporter.pages import content_security_policy, imported_modules
 from exporter.serve import serving
@@ -57,7 +58,7 @@ def test_the_tree_is_as_designed(site, bundle):
         "index.html", "icon.svg", "build.json", "css/tokens.css", "js/studio/main.js", "js/runtime/worker.js",
         "js/vendor/tokenizers.js", "js/vendor/tokenizers.LICENSE.txt", "kernels/index.json", "models/index.json",
         f"{folder}/manifest.json", f"{folder}/tokenizer/tokenizer.json", f"{folder}/tokenizer/tokenizer_config.json",
-        *(f"{folder}/{name}.plan.json" for name in ("encoder", "denoiser", "decoder")),
+        *(f"{folder}/{name}.plan.json" for name in COMPONENTS),
         *(shard["file"] for shard in manifest["shards"]),
     }  # fmt: skip
     assert expected <= files
@@ -69,8 +70,13 @@ def test_the_tree_is_as_designed(site, bundle):
 def test_the_index_gives_the_bytes_that_a_first_picture_fetches(site):
     (entry,) = json.loads((site / "models" / "index.json").read_text("utf-8"))
     folder = (site / "models" / entry["manifest"]).parent
-    files = [*folder.rglob("*.json"), *(site / "shards").iterdir()]
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    tensors = manifest["components"]["modulation"]["tensors"].values()
+    optional = {manifest["shards"][part["shard"]]["file"] for tensor in tensors for part in tensor["parts"]}
+    needed = {f"shards/{path.name}" for path in (site / "shards").iterdir()} - optional
+    files = [*folder.rglob("*.json"), *(site / file for file in needed)]
     assert entry["bytes"] == sum(path.stat().st_size for path in files)
+    assert entry["other_bytes"] == sum((site / file).stat().st_size for file in optional) > 0
     assert entry["id"] == folder.name and entry["channels"] > 0 and entry["sizes"]["multiple"] == 16
 
 

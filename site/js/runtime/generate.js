@@ -2,8 +2,9 @@
 
 import { BitbrushError, throwIfAborted } from "./errors.js";
 import { reporter } from "./model.js";
+import { findModulations, writeModulation } from "./modulation.js";
 import { initialLatents } from "./noise.js";
-import { denoiserRotary, encoderRotary, timestepFeatures } from "./rotary.js";
+import { denoiserRotary, encoderRotary } from "./rotary.js";
 import { checkRequest } from "./request.js";
 import { makeSchedule } from "./schedule.js";
 
@@ -52,15 +53,16 @@ function encode(model, prompt, { signal, onProgress }) {
 /**
  * @param {Model} model
  * @param {Float32Array<ArrayBuffer>} features
+ * @param {Float32Array} sigmas f32[steps + 1]
+ * @param {import("./modulation.js").Modulation[]} modulations one a step
  * @param {Request} request
  * @param {Grid} grid
  * @param {Options} options
  * @returns {Promise<Float32Array<ArrayBuffer>[]>} latents after each step, f32[image_tokens, channels]
  */
-function denoise(model, features, { steps, seed }, grid, { signal, onProgress }) {
+function denoise(model, features, sigmas, modulations, { steps, seed }, grid, { signal, onProgress }) {
   const { manifest } = model;
   const textTokens = manifest.text.length;
-  const { sigmas, timesteps } = makeSchedule(manifest.schedule, steps, grid.tokens);
   const rotary = denoiserRotary(manifest.denoiser.rotary, textTokens, grid.rows, grid.columns);
   const report = reporter(onProgress, "denoise", "steps");
   const symbols = { image_tokens: grid.tokens, text_tokens: textTokens };
@@ -75,7 +77,7 @@ function denoise(model, features, { steps, seed }, grid, { signal, onProgress })
     const history = [];
     for (let step = 0; step < steps; step += 1) {
       denoiser.write("latents", latents);
-      denoiser.write("timestep_features", timestepFeatures(timesteps[step], manifest.denoiser.timestep_features));
+      await writeModulation(model, denoiser, modulations[step]);
       denoiser.write("step_size", Float32Array.of(sigmas[step + 1] - sigmas[step]));
       await denoiser.run({ signal, onSlice: (done, total) => report(step, steps, (step + done / total) / steps) });
       latents = new Float32Array(await denoiser.read("next_latents"));
@@ -116,9 +118,12 @@ export async function generate(model, wanted, options) {
   const [rows, columns] = [request.height / downscale, request.width / downscale];
   const grid = { rows, columns, tokens: rows * columns };
   const began = performance.now();
+  const schedule = makeSchedule(model.manifest.schedule, request.steps, grid.tokens);
+  const modulations = await findModulations(model, schedule, options);
+  const scheduled = performance.now();
   const features = await model.textFeatures(request.prompt, options, () => encode(model, request.prompt, options));
   const encoded = performance.now();
-  const history = await denoise(model, features, request, grid, options);
+  const history = await denoise(model, features, schedule.sigmas, modulations, request, grid, options);
   const denoised = performance.now();
   const pixels = await decode(model, history[history.length - 1], grid, options);
   const decoded = performance.now();
@@ -129,7 +134,8 @@ export async function generate(model, wanted, options) {
     height: request.height,
     seed: request.seed,
     timings_ms: {
-      encode: encoded - began, denoise: denoised - encoded, decode: decoded - denoised, total: decoded - began,
+      encode: encoded - scheduled, denoise: denoised - encoded + scheduled - began, decode: decoded - denoised,
+      total: decoded - began,
     },
     ...(options.latents ? { latents: joined(history), features: features.slice() } : {}),
   };

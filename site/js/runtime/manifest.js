@@ -12,15 +12,17 @@ import { checkFormat, isRecord } from "./plan.js";
  *   features: number, rotary: {head_size: number, theta: number}}} TextSettings
  * @typedef {{multiple: number, minimum: number, maximum: number, default: [number, number],
  *   presets: [number, number][]}} Sizes
- * @typedef {"encoder" | "denoiser" | "decoder"} ComponentName
+ * @typedef {"encoder" | "modulation" | "denoiser" | "decoder"} ComponentName
  * @typedef {{format: number, name: string, variant: string, components: Record<ComponentName, Component>,
  *   shards: Shard[], shards_url?: string, text: TextSettings, latents: {channels: number, downscale: number},
  *   denoiser: {rotary: {axes: number[], theta: number}, timestep_features: number},
+ *   modulation: {sigmas: number[], table: string, width: number},
  *   schedule: Record<string, unknown> & {steps: number}, sizes: Sizes}} Manifest
+ *   modulation.sigmas: of the rows of the denoiser's tensor modulation.table, f32[sigmas, width]
  */
 
-export const MANIFEST_FORMAT = 1;
-/** @type {ComponentName[]} */
+export const MANIFEST_FORMAT = 2;
+/** What a first visit fetches; `modulation` comes when a request needs it. @type {ComponentName[]} */
 export const COMPONENTS = ["encoder", "denoiser", "decoder"];
 
 /** @type {(value: unknown) => boolean} */
@@ -48,6 +50,9 @@ const FIELDS = [
   ["denoiser.rotary.axes", (value) => Array.isArray(value) && value.length === 4 && value.every(isCount), "four numbers"],
   ["denoiser.rotary.theta", (value) => value > 0, "a positive number"],
   ["denoiser.timestep_features", isCount, "a positive number"],
+  ["modulation.sigmas", (value) => Array.isArray(value) && value.every(Number.isFinite), "a list of numbers"],
+  ["modulation.table", isString, "a tensor's name"],
+  ["modulation.width", isCount, "a positive number"],
   ["schedule.steps", isCount, "a positive number"],
   ["sizes.multiple", isCount, "a positive number"],
   ["sizes.minimum", isCount, "a positive number"],
@@ -77,7 +82,7 @@ export function parseManifest(json, where) {
     const good = isRecord(shard) && isString(shard.file) && isCount(shard.bytes) && /^[0-9a-f]{64}$/.test(shard.sha256);
     if (!good) throw bad(`shards.${index}`, "file, bytes and sha256", shard);
   });
-  for (const name of COMPONENTS) {
+  for (const name of /** @type {ComponentName[]} */ ([...COMPONENTS, "modulation"])) {
     const component = manifest.components?.[name];
     if (!isRecord(component) || !isString(component.plan) || !isRecord(component.tensors)) {
       throw bad(`components.${name}`, "a plan and tensors", component);
@@ -85,6 +90,11 @@ export function parseManifest(json, where) {
     for (const [tensorName, tensor] of Object.entries(component.tensors)) {
       checkTensor(tensor, manifest.shards, (expected, found) => bad(`tensor ${tensorName}`, expected, found));
     }
+  }
+  const { sigmas, table, width } = manifest.modulation;
+  const found = manifest.components.denoiser.tensors[table];
+  if (found?.dtype !== "F32" || String(found.shape) !== String([sigmas.length, width])) {
+    throw bad("modulation.table", `F32 [${sigmas.length},${width}] in the denoiser`, found && [found.dtype, found.shape]);
   }
   return manifest;
 }

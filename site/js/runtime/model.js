@@ -2,7 +2,7 @@
 //
 // Memory: the denoiser and the decoder stay. The encoder is needed once a prompt and can be the largest of
 // the three, so it stays only in a small model; else it comes from the browser's cache for a new prompt and
-// is freed before denoising. Arenas, inputs and outputs live for one run of one component.
+// is freed before denoising. `modulation` is there only while it computes (modulation.js). Arenas, inputs and outputs live for one run of one component.
 
 import { BitbrushError, throwIfAborted } from "./errors.js";
 import { Pacer } from "./executor.js";
@@ -49,7 +49,7 @@ export function reporter(onProgress, phase, unit) {
  * @param {(done: number, total: number) => void} report
  * @returns {(index: number, received: number) => void}
  */
-function byteCounter(manifest, names, report) {
+export function byteCounter(manifest, names, report) {
   const total = downloadBytes(manifest, names);
   /** @type {Map<number, number>} */
   const received = new Map();
@@ -84,6 +84,8 @@ export class Model {
     this.weights = new Map();
     /** Text features of the last prompt. @type {{prompt: string, features: Float32Array<ArrayBuffer>} | null} */
     this.lastText = null;
+    /** Of the last request with times that the table does not have, by sigma. @type {Map<number, Float32Array<ArrayBuffer>>} */
+    this.lastModulations = new Map();
   }
 
   /**
@@ -107,7 +109,7 @@ export class Model {
   }
 
   /**
-   * Download everything, and put on the GPU what stays there.
+   * Download everything that every picture needs, and put on the GPU what stays there.
    * @param {AbortSignal | undefined} signal
    * @param {OnProgress} onProgress
    */
@@ -165,8 +167,9 @@ export class Model {
   }
 
   dispose() {
-    for (const name of COMPONENTS) this.freeWeights(name);
+    for (const name of [...this.weights.keys()]) this.freeWeights(name);
     this.lastText = null;
+    this.lastModulations.clear();
   }
 }
 
@@ -197,14 +200,15 @@ export async function loadModel(context, manifestUrl, { pipelines, signal, onPro
   const manifest = parseManifest(await fetchJson(manifestUrl, signal), manifestUrl);
   checkScheduler(manifest.schedule);
   for (const name of COMPONENTS) checkTensorLimits(manifest.components[name], context.device.limits);
-  const [encoder, denoiser, decoder, tokenize] = await Promise.all([
+  const [encoder, modulation, denoiser, decoder, tokenize] = await Promise.all([
     loadPlan(manifest, "encoder", manifestUrl, signal),
+    loadPlan(manifest, "modulation", manifestUrl, signal),
     loadPlan(manifest, "denoiser", manifestUrl, signal),
     loadPlan(manifest, "decoder", manifestUrl, signal),
     loadTokenizer(new URL(`${manifest.text.tokenizer}/`, manifestUrl).href, manifest.text, signal),
   ]);
-  const plans = { encoder, denoiser, decoder };
-  await pipelines.compilePlans(Object.values(plans), signal, reporter(onProgress, "compile", "shaders"));
+  const plans = { encoder, modulation, denoiser, decoder };
+  await pipelines.compilePlans(COMPONENTS.map((name) => plans[name]), signal, reporter(onProgress, "compile", "shaders"));
   const shardsBase = new URL(manifest.shards_url ?? "./", manifestUrl);
   const source = createShardSource(manifest.shards, (shard) => new URL(shard.file, shardsBase).href);
   const model = new Model(context, { manifest, plans, tokenize, pipelines, source }, keepAllBytes);

@@ -38,7 +38,7 @@ function setState(next) {
 function showCost(model) {
   if (state === "checking") element("cost").textContent = text.checking;
   else if (state === "unsupported") element("cost").textContent = "";
-  else element("cost").textContent = session.has(model) ? text.loaded : text.cost(model.bytes);
+  else element("cost").textContent = session.has(model) ? text.loaded(model) : text.cost(model);
 }
 
 /** @param {any} probed the runtime's answer @returns {string} the adapter's name */

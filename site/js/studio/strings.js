@@ -25,11 +25,16 @@ export const phases = {
   decode: "Developing the picture",
 };
 
+/** @param {{steps: number, other_bytes: number}} model */
+const others = ({ steps, other_bytes: bytes }) =>
+  `Other sizes than those offered, or more or fewer steps than ${steps}, download ${formatBytes(bytes)} more, once.`;
+
 export const text = {
   title: "Bitbrush – pictures from words, made on your own GPU",
   checking: "Checking your graphics card…",
-  cost: (bytes) => `The first picture downloads ${formatBytes(bytes)}, once. Nothing is fetched before you press Generate.`,
-  loaded: "The model is loaded: the next picture downloads nothing.",
+  cost: (model) => `The first picture downloads ${formatBytes(model.bytes)}, once. Nothing is fetched before you press Generate. ` +
+    others(model),
+  loaded: (model) => `The model is loaded: the next picture downloads nothing. ${others(model)}`,
   adapter: (name) => `Graphics adapter: ${name}`,
   started: "Started.",
   cancelling: "Cancelling…",
