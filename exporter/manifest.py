@@ -81,6 +81,16 @@ def load(folder: Path) -> Manifest:
     return manifest
 
 
+def is_older(folder: Path) -> bool:
+    """Whether a folder holds a bundle of an earlier format: not readable any more, but made to be replaced."""
+    try:
+        manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        version = manifest["format"]
+        return type(version) is int and 0 < version < FORMAT and {"components", "shards"} <= manifest.keys()
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return False
+
+
 def check(manifest: Any, where: str) -> None:
     """Raise BadBundle unless `manifest` has all keys, and tensors lie inside their shards."""
     if not isinstance(manifest, dict):

@@ -326,6 +326,18 @@ def test_existing_bundle_is_replaced_as_a_whole(bundle, checkpoint, quick):
     assert os.listdir(bundle.path.parent) == [bundle.path.name]
 
 
+def test_bundle_of_an_older_format_is_refused_and_can_be_replaced(bundle, checkpoint, quick):
+    manifest = {**bundle.manifest, "format": 1}
+    del manifest["modulation"]
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    assert "export it again" in refusal(BadBundle, lambda: Bundle(bundle.path))
+    export(checkpoint, bundle.path)
+    Bundle(bundle.path).verify()
+    for content in ('{"format": 1}', "[]", '{"format": "1"}'):
+        (bundle.path / "manifest.json").write_text(content)
+        assert "nothing was changed" in refusal(BadArguments, lambda: export(checkpoint, bundle.path))
+
+
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, BadCheckpoint("expected"), RuntimeError])
 def test_interrupted_work_leaves_the_old_bundle(bundle, failure):
     before = (bundle.path / "manifest.json").read_bytes()
