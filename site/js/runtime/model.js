@@ -2,7 +2,8 @@
 //
 // Memory: the denoiser and the decoder stay. The encoder is needed once a prompt and can be the largest of
 // the three, so it stays only in a small model; else it comes from the browser's cache for a new prompt and
-// is freed before denoising. `modulation` is there only while it computes (modulation.js). Arenas, inputs and outputs live for one run of one component.
+// is freed before denoising. `modulation` is there only while it computes (modulation.js). Arenas, inputs and
+// outputs live for one run of one component.
 
 import { BitbrushError, throwIfAborted } from "./errors.js";
 import { Pacer } from "./executor.js";
@@ -84,7 +85,8 @@ export class Model {
     this.weights = new Map();
     /** Text features of the last prompt. @type {{prompt: string, features: Float32Array<ArrayBuffer>} | null} */
     this.lastText = null;
-    /** Of the last request with times that the table does not have, by sigma. @type {Map<number, Float32Array<ArrayBuffer>>} */
+    /** Of the last request with times that the table does not have, by sigma.
+     * @type {Map<number, Float32Array<ArrayBuffer>>} */
     this.lastModulations = new Map();
   }
 

@@ -18,7 +18,10 @@ import { timestepFeatures } from "./rotary.js";
  */
 export async function findModulations(model, { sigmas, timesteps }, options) {
   const known = model.manifest.modulation.sigmas;
-  const steps = Array.from(timesteps, (timestep, index) => ({ timestep, sigma: sigmas[index], row: known.indexOf(sigmas[index]) }));
+  const steps = Array.from(timesteps, (timestep, index) => {
+    const sigma = sigmas[index];
+    return { timestep, sigma, row: known.indexOf(sigma) };
+  });
   const others = steps.filter(({ row }) => row < 0);
   if (others.some(({ sigma }) => !model.lastModulations.has(sigma))) {
     const vectors = await compute(model, others.map(({ timestep }) => timestep), options);

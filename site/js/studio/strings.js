@@ -32,8 +32,8 @@ const others = ({ steps, other_bytes: bytes }) =>
 export const text = {
   title: "Bitbrush – pictures from words, made on your own GPU",
   checking: "Checking your graphics card…",
-  cost: (model) => `The first picture downloads ${formatBytes(model.bytes)}, once. Nothing is fetched before you press Generate. ` +
-    others(model),
+  cost: (model) => `The first picture downloads ${formatBytes(model.bytes)}, once. ` +
+    `Nothing is fetched before you press Generate. ${others(model)}`,
   loaded: (model) => `The model is loaded: the next picture downloads nothing. ${others(model)}`,
   adapter: (name) => `Graphics adapter: ${name}`,
   started: "Started.",
