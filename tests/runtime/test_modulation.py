@@ -54,12 +54,19 @@ def url(
     tmp_path_factory: pytest.TempPathFactory,
     local_server: Callable[[Path], str],
 ) -> str:
-    """A site with a second manifest, `unfolded.json`, whose table has no time that ever comes."""
+    """A site with two more manifests: `unfolded.json`, whose table has no time that ever comes, and `longer.json`,
+    whose denoiser takes more than a row of the table."""
     site = tmp_path_factory.mktemp("modulation") / "dist"
     build_site([bundle], site)
     served = json.loads((site / FOLDER / "manifest.json").read_text("utf-8"))
     served["modulation"]["sigmas"] = [-1 for _ in served["modulation"]["sigmas"]]
     (site / FOLDER / "unfolded.json").write_text(json.dumps(served), encoding="utf-8")
+    served = json.loads((site / FOLDER / "manifest.json").read_text("utf-8"))
+    plan = json.loads((site / FOLDER / served["components"]["denoiser"]["plan"]).read_text("utf-8"))
+    next(value for value in plan["values"] if value["name"] == "modulation")["elements"] += 4
+    (site / FOLDER / "longer.plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    served["components"]["denoiser"]["plan"] = "longer.plan.json"
+    (site / FOLDER / "longer.json").write_text(json.dumps(served), encoding="utf-8")
     return local_server(site)
 
 
@@ -122,6 +129,13 @@ def test_the_table_draws_what_the_component_draws(page: Page) -> None:
     assert "download" in {event["phase"] for event in unfolded["events"]}
     errors = [relative_error(a, b) for a, b in zip(folded["latents"], unfolded["latents"], strict=True)]
     assert max(errors) < 1e-5, errors
+
+
+def test_a_row_of_another_length_than_the_plan_s_is_refused(page: Page, manifest: dict[str, Any]) -> None:
+    load(page, "longer.json")
+    error, width = draw(page)["error"], manifest["modulation"]["width"]
+    assert error["code"] == "bad-bundle"
+    assert f"input modulation: expected {width + 4} elements, found {width}" in error["message"]
 
 
 def test_a_cancelled_fetch_leaves_the_model_ready(page: Page) -> None:

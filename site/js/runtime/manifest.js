@@ -94,7 +94,8 @@ export function parseManifest(json, where) {
   const { sigmas, table, width } = manifest.modulation;
   const found = manifest.components.denoiser.tensors[table];
   if (found?.dtype !== "F32" || String(found.shape) !== String([sigmas.length, width])) {
-    throw bad("modulation.table", `F32 [${sigmas.length},${width}] in the denoiser`, found && [found.dtype, found.shape]);
+    const expected = `F32 [${sigmas.length},${width}] in the denoiser`;
+    throw bad("modulation.table", expected, found && [found.dtype, found.shape]);
   }
   return manifest;
 }

@@ -210,7 +210,8 @@ export async function loadModel(context, manifestUrl, { pipelines, signal, onPro
     loadTokenizer(new URL(`${manifest.text.tokenizer}/`, manifestUrl).href, manifest.text, signal),
   ]);
   const plans = { encoder, modulation, denoiser, decoder };
-  await pipelines.compilePlans(COMPONENTS.map((name) => plans[name]), signal, reporter(onProgress, "compile", "shaders"));
+  const first = COMPONENTS.map((name) => plans[name]);
+  await pipelines.compilePlans(first, signal, reporter(onProgress, "compile", "shaders"));
   const shardsBase = new URL(manifest.shards_url ?? "./", manifestUrl);
   const source = createShardSource(manifest.shards, (shard) => new URL(shard.file, shardsBase).href);
   const model = new Model(context, { manifest, plans, tokenize, pipelines, source }, keepAllBytes);
