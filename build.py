@@ -239,7 +239,7 @@ def export(arguments: argparse.Namespace) -> None:
     from exporter import hub
     from exporter.bundle import export_bundle
 
-    for needed in ("torch", "diffusers", "transformers"):
+    for needed in ("torch", "diffusers", "transformers", "onnxruntime"):
         if importlib.util.find_spec(needed) is None:
             raise BitbrushError(f"export: expected the Python package {needed}, found none: pip install -e '.[export]'")
     checkpoint, origin = arguments.checkpoint, {}

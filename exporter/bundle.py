@@ -17,6 +17,7 @@ from exporter.checkpoint import CONFIG_FILES, Checkpoint
 from exporter.configs import choose_layers, downscale, picture_sizes
 from exporter.errors import BadArguments, BadBundle
 from exporter.jsonfile import read_json
+from exporter.modulation import write_table
 from exporter.output import new_folder
 from exporter.shards import LIMIT, ShardReader, ShardWriter
 from exporter.storage import Stored, StoredTensor
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from exporter.graph import ComponentGraph
 
 # Bundle's component -> folder of the checkpoint
-SOURCES = {"encoder": "text_encoder", "denoiser": "transformer", "decoder": "vae"}
+SOURCES = {"encoder": "text_encoder", "modulation": "transformer", "denoiser": "transformer", "decoder": "vae"}
 STEPS = 4  # that step-distilled checkpoints are made for; the page's default
 
 Progress = Callable[[str, int, int], None]  # (what, values done, values in all)
@@ -113,6 +114,7 @@ def export_bundle(
             "schedule": {**opened.configs["scheduler"], "steps": STEPS},
             "sizes": picture_sizes(opened.configs),
         }
+        manifest["modulation"] = write_table(folder, manifest, writer)
         manifests.check(manifest, "manifest")
         manifests.dump(manifest, folder)
     return Exported(Path(out), sum(shard["bytes"] for shard in writer.shards), notes)

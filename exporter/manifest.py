@@ -18,7 +18,8 @@ from exporter.trits import UNIT_BYTES, trits_shape
 
 FORMAT = 2
 FILE = "manifest.json"
-COMPONENTS = ("encoder", "denoiser", "decoder")
+COMPONENTS = ("encoder", "modulation", "denoiser", "decoder")
+OPTIONAL = ("modulation",)  # a page fetches their shards only when it needs them
 WEIGHTS = ("binary", "ternary", "keep")
 
 Manifest = dict[str, Any]
@@ -36,6 +37,7 @@ _TOP = {
     "text": dict,
     "latents": dict,
     "denoiser": dict,
+    "modulation": dict,
     "schedule": dict,
     "sizes": dict,
 }
@@ -52,6 +54,7 @@ _NESTED = {
     },
     "latents": {"channels": int, "downscale": int},
     "denoiser": {"rotary": dict, "timestep_features": int},
+    "modulation": {"sigmas": list, "table": str, "width": int},
     "schedule": {"steps": int},
     "sizes": {"multiple": int, "minimum": int, "maximum": int, "default": list, "presets": list},
 }
@@ -79,6 +82,16 @@ def load(folder: Path) -> Manifest:
     return manifest
 
 
+def is_older(folder: Path) -> bool:
+    """Whether a folder holds a bundle of an earlier format: not readable any more, but made to be replaced."""
+    try:
+        manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        version = manifest["format"]
+        return type(version) is int and 0 < version < FORMAT and {"components", "shards"} <= manifest.keys()
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return False
+
+
 def check(manifest: Any, where: str) -> None:
     """Raise BadBundle unless `manifest` has all keys, and tensors lie inside their shards."""
     if not isinstance(manifest, dict):
@@ -95,6 +108,11 @@ def check(manifest: Any, where: str) -> None:
         raise BadBundle(
             f"{where}: expected a bundle of format {FORMAT}, found format {version}:"
             " written by a newer Bitbrush; update this one"
+        )
+    if version < FORMAT:
+        raise BadBundle(
+            f"{where}: expected a bundle of format {FORMAT}, found format {version}:"
+            " written by an older Bitbrush; export it again"
         )
     _check_keys(manifest, _TOP, where, "")
     commit = manifest.get("commit", "0" * 40)  # only of a source on the Hub
@@ -113,6 +131,19 @@ def check(manifest: Any, where: str) -> None:
         raise BadBundle(f"{where}: expected components {', '.join(COMPONENTS)}, found no {missing[0]}")
     for name, component in manifest["components"].items():
         _check_component(component, manifest["shards"], where, f"components.{name}.")
+    _check_table(manifest["modulation"], manifest["components"]["denoiser"]["tensors"], where)
+
+
+def first_download(manifest: Manifest) -> int:
+    """Bytes of the shards that a first visit fetches: those of all components but the optional ones."""
+    needed = {
+        part["shard"]
+        for name, component in manifest["components"].items()
+        if name not in OPTIONAL
+        for record in component["tensors"].values()
+        for part in record["parts"]
+    }
+    return sum(manifest["shards"][index]["bytes"] for index in needed)
 
 
 def _check_keys(value: Any, keys: dict[str, type], where: str, prefix: str) -> None:
@@ -144,6 +175,19 @@ def _check_component(component: Any, shards: list, where: str, prefix: str) -> N
     twice = [name for name in expanded if name in component["tensors"] or expanded.count(name) > 1]
     if twice:
         raise BadBundle(f"{where}: expected one tensor called {twice[0]} in {prefix}tensors, found several")
+
+
+def _check_table(modulation: dict, tensors: dict, where: str) -> None:
+    sigmas = modulation["sigmas"]
+    if not all(type(sigma) in (int, float) for sigma in sigmas):
+        raise BadBundle(f"{where}: expected modulation.sigmas as numbers, found {sigmas!r:.60}")
+    found = tensors.get(modulation["table"], {})
+    shape = [len(sigmas), modulation["width"]]
+    if (found.get("dtype"), found.get("shape")) != ("F32", shape):
+        raise BadBundle(
+            f"{where}: expected {modulation['table']} as F32 {shape} in the denoiser,"
+            f" found {found.get('dtype', 'nothing')} {found.get('shape', '')}".rstrip()
+        )
 
 
 def _check_tensor(record: Any, shards: list, where: str, prefix: str) -> None:

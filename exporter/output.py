@@ -62,5 +62,5 @@ def _replaceable(out: Path) -> bool:
     try:
         manifests.load(out)
     except BadBundle:
-        return False
+        return manifests.is_older(out)
     return True

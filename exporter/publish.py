@@ -14,7 +14,7 @@ from exporter.bundle import Bundle
 from exporter.errors import BadBundle
 from exporter.gpu_memory import phase_bytes
 from exporter.lower import lower_bundle
-from exporter.manifest import Manifest
+from exporter.manifest import Manifest, first_download
 from webgpu_kernels import render_all
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -117,7 +117,8 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
         "variant": manifest["variant"],
         "weights": manifest["weights"],
         "manifest": f"{identity}/manifest.json",
-        "bytes": sum(shard["bytes"] for shard in manifest["shards"]) + small_files,
+        "bytes": first_download(manifest) + small_files,
+        "other_bytes": sum(shard["bytes"] for shard in manifest["shards"]) - first_download(manifest),
         "steps": manifest["schedule"]["steps"],
         "channels": manifest["latents"]["channels"],
         "sizes": manifest["sizes"],

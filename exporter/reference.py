@@ -46,12 +46,12 @@ def load_pipeline(bundle_path: str | Path) -> Flux2KleinPipeline:
         transformer = Flux2Transformer2DModel.from_config(configs["transformer"])
         vae = AutoencoderKLFlux2.from_config(configs["vae"])
         text_encoder = Qwen3ForCausalLM(Qwen3Config(**{**configs["text_encoder"], "dtype": "float32"}))
-    _fill(bundle, "denoiser", transformer, lambda name: name)
+    for component in ("denoiser", "modulation"):
+        _fill(bundle, component, transformer, lambda name: name)
     _fill(bundle, "encoder", text_encoder, lambda name: f"model.{name}")
     _fill(bundle, "decoder", vae, lambda name: name)
-    unset = {name for name in transformer.state_dict() if _used(name, configs["transformer"])} - _bases(
-        bundle, "denoiser"
-    )
+    unset = {name for name in transformer.state_dict() if _used(name, configs["transformer"])}
+    unset -= _bases(bundle, "denoiser") | _bases(bundle, "modulation")
     if unset:
         raise BadBundle(f"{bundle.path}: expected every tensor of the denoiser, found no {min(unset)}")
     return Flux2KleinPipeline(
@@ -81,7 +81,8 @@ def _base(name: str) -> tuple[str, str]:
 
 
 def _bases(bundle: Bundle, component: str) -> set[str]:
-    return {_base(name)[0] for name in bundle.tensors(component)}
+    table = bundle.manifest["modulation"]["table"]  # computed, not of the checkpoint
+    return {_base(name)[0] for name in bundle.tensors(component) if name != table}
 
 
 @torch.no_grad()

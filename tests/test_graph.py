@@ -9,12 +9,14 @@ import torch
 
 from exporter.bundle import Bundle
 from exporter.lower import COMPONENTS, lower_bundle
+from exporter.modulation import evaluate
 from exporter.reference import load_pipeline
 from tests.interpreter import run_plan
 from tests.pipelines import CONFIGURATIONS, export
 from tests.reference import relative_error
 
 ROWS, COLUMNS = 3, 5
+SIGMA = 0.9
 
 
 @pytest.fixture(scope="module", params=["two-heads-ternary", "one-head", "no-double", "no-packing"])
@@ -27,8 +29,8 @@ def _rotary(positions: np.ndarray, size: int, theta: float) -> tuple[np.ndarray,
     return np.cos(angles).astype(np.float32)[None], np.sin(angles).astype(np.float32)[None]
 
 
-def _encoder_case(pipeline, manifest, rng) -> tuple[dict[str, np.ndarray], dict[str, int], np.ndarray]:
-    text, tokens = manifest["text"], 11
+def _encoder_case(pipeline, opened, rng) -> tuple[dict[str, np.ndarray], dict[str, int], np.ndarray]:
+    text, tokens = opened.manifest["text"], 11
     ids = rng.integers(0, 300, (1, tokens))
     mask = np.arange(tokens)[None] < 8
     cos, sin = _rotary(np.arange(tokens), text["rotary"]["head_size"], text["rotary"]["theta"])
@@ -39,8 +41,22 @@ def _encoder_case(pipeline, manifest, rng) -> tuple[dict[str, np.ndarray], dict[
     return {"token_ids": ids, "key_mask": mask, "rotary_cos": cos, "rotary_sin": sin}, {"text_tokens": tokens}, expected
 
 
-def _denoiser_case(pipeline, manifest, rng) -> tuple[dict[str, np.ndarray], dict[str, int], np.ndarray]:
-    model, tokens, sigma = pipeline.transformer, 7, 0.9
+def _sinusoid(pipeline) -> np.ndarray:
+    return pipeline.transformer.time_guidance_embed.time_proj(torch.tensor([1000 * SIGMA])).numpy()
+
+
+def _modulation_case(pipeline, opened, rng) -> tuple[dict[str, np.ndarray], dict[str, int], np.ndarray]:
+    model, sinusoid = pipeline.transformer, _sinusoid(pipeline)
+    embedded = torch.nn.functional.silu(model.time_guidance_embed.timestep_embedder(torch.tensor(sinusoid)))
+    double = [model.double_stream_modulation_img, model.double_stream_modulation_txt] * bool(model.transformer_blocks)
+    heads = [*double, model.single_stream_modulation, model.norm_out]
+    expected = torch.cat([head.linear(embedded) for head in heads], dim=1).numpy()
+    assert opened.manifest["modulation"]["width"] == expected.size
+    return {"timestep_features": sinusoid}, {}, expected
+
+
+def _denoiser_case(pipeline, opened, rng) -> tuple[dict[str, np.ndarray], dict[str, int], np.ndarray]:
+    model, manifest, tokens = pipeline.transformer, opened.manifest, 7
     image_ids = torch.tensor([[0, row, column, 0] for row in range(ROWS) for column in range(COLUMNS)])
     text_ids = torch.tensor([[0, 0, 0, position] for position in range(tokens)])
     tables = {}
@@ -49,16 +65,16 @@ def _denoiser_case(pipeline, manifest, rng) -> tuple[dict[str, np.ndarray], dict
             tables[f"{name}_rotary_{kind}"] = table[None, :, ::2].numpy()
     latents = rng.standard_normal((1, ROWS * COLUMNS, manifest["latents"]["channels"])).astype(np.float32)
     features = rng.standard_normal((1, tokens, manifest["text"]["features"])).astype(np.float32)
-    sinusoid = model.time_guidance_embed.time_proj(torch.tensor([1000 * sigma])).numpy()
+    modulation = evaluate(opened.graph("modulation"), [_sinusoid(pipeline)])
     expected = model(
-        torch.tensor(latents), torch.tensor(features), torch.tensor([sigma]), image_ids, text_ids, return_dict=False
+        torch.tensor(latents), torch.tensor(features), torch.tensor([SIGMA]), image_ids, text_ids, return_dict=False
     )[0].numpy()
-    inputs = {"latents": latents, "features": features, "timestep_features": sinusoid, **tables}
+    inputs = {"latents": latents, "features": features, "modulation": modulation, **tables}
     return inputs, {"image_tokens": ROWS * COLUMNS, "text_tokens": tokens}, expected
 
 
-def _decoder_case(pipeline, manifest, rng) -> tuple[dict[str, np.ndarray], dict[str, int], np.ndarray]:
-    latents = rng.standard_normal((1, ROWS, COLUMNS, manifest["latents"]["channels"])).astype(np.float32)
+def _decoder_case(pipeline, opened, rng) -> tuple[dict[str, np.ndarray], dict[str, int], np.ndarray]:
+    latents = rng.standard_normal((1, ROWS, COLUMNS, opened.manifest["latents"]["channels"])).astype(np.float32)
     vae = pipeline.vae
     z = torch.tensor(latents).permute(0, 3, 1, 2)
     deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
@@ -66,7 +82,12 @@ def _decoder_case(pipeline, manifest, rng) -> tuple[dict[str, np.ndarray], dict[
     return {"latents": latents}, {"rows": ROWS, "columns": COLUMNS}, vae.decode(z, return_dict=False)[0].numpy()
 
 
-CASES = {"encoder": _encoder_case, "denoiser": _denoiser_case, "decoder": _decoder_case}
+CASES = {
+    "encoder": _encoder_case,
+    "modulation": _modulation_case,
+    "denoiser": _denoiser_case,
+    "decoder": _decoder_case,
+}
 
 
 @torch.no_grad()
@@ -75,7 +96,7 @@ def test_onnxruntime_and_the_plan_equal_torch(bundle):
     pipeline = load_pipeline(bundle)
     plans = lower_bundle(bundle)
     for component in COMPONENTS:
-        inputs, symbols, expected = CASES[component](pipeline, opened.manifest, np.random.default_rng(0))
+        inputs, symbols, expected = CASES[component](pipeline, opened, np.random.default_rng(0))
         session = onnxruntime.InferenceSession(bundle / f"{component}.onnx", providers=["CPUExecutionProvider"])
         (found,) = session.run(None, inputs)
         assert relative_error(found, expected) < 1e-4, component

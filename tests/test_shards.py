@@ -19,6 +19,7 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
         "odd": rng.standard_normal(3).astype(np.float16),
         "codes": rng.integers(0, 2**32, (8, 4), dtype=np.uint32),
         "bias": rng.standard_normal(5).astype(np.float32),
+        "table": rng.standard_normal((2, 6)).astype(np.float32),
         "conv": rng.standard_normal((2, 3, 3, 4)).astype(np.float16),
         "w.trits": rng.integers(0, 243, (13, 16), dtype=np.uint8),
     }
@@ -163,6 +164,7 @@ def small_manifest(folder) -> dict:
         },
         "latents": {"channels": 16, "downscale": 16},
         "denoiser": {"rotary": {}, "timestep_features": 256},
+        "modulation": {"sigmas": [1.0, 0.5], "table": "table", "width": 6},
         "schedule": {"steps": 4},
         "sizes": {"multiple": 16, "minimum": 16, "maximum": 32, "default": [16, 16], "presets": []},
     }
@@ -207,6 +209,11 @@ TRITS = ("components", "denoiser", "tensors", "w.trits")
         (put("text", "tokenizer", "../x"), "text.tokenizer"),
         (put("text", []), "text"),
         (put("weights", "octal"), "found 'octal'"),
+        (put("modulation", "del"), "expected key modulation"),
+        (put("modulation", "sigmas", ["1"]), "modulation.sigmas as numbers"),
+        (put("modulation", "sigmas", [1.0]), "expected table as F32 [1, 6] in the denoiser, found F32 [2, 6]"),
+        (put("modulation", "table", "none"), "expected none as F32 [2, 6] in the denoiser, found nothing"),
+        (put("modulation", "table", "codes"), "found U32"),
         (put("components", "decoder", "del"), "found no decoder"),
         (put("components", "decoder", "graph", "../../x.onnx"), "components.decoder.graph"),
         (put("shards", 0, "file", "../../etc/passwd"), "expected shards/SHA-256.safetensors"),

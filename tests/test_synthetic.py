@@ -153,6 +153,14 @@ def test_packed_matrices_reach_the_bundle_code_for_code(bundle, small):
                 assert np.array_equal(opened.tensor(component, stored + suffix), part)
 
 
+def test_modulations_of_every_step_are_finite_and_of_sensible_size(bundle):
+    opened = Bundle(bundle)
+    table = opened.tensor("denoiser", opened.manifest["modulation"]["table"])
+    assert table.shape == (1 + 3 * 6, 17 * 256)  # klein offers six areas; all of them start at 1
+    assert np.isfinite(table).all() and abs(table).max() < 10
+    assert all(0.2 < row.std() < 1 for row in table)
+
+
 def test_a_picture_has_512_rows_of_features_and_latents_of_sensible_size(bundle):
     found = diffusers_picture(bundle, "a red apple", (96, 64), 4, seed=0)
     assert found.features.shape == (512, 3 * 128)

@@ -29,7 +29,7 @@ def export_graphs(
     encoder_bits: int = 4,
     encoder_layers: tuple[int, ...] = (9, 18, 27),
 ) -> dict[str, ComponentGraph]:
-    """Export encoder, denoiser and decoder.
+    """Export encoder, modulation, denoiser and decoder.
 
     Args:
         configs: parsed `config.json` of `text_encoder`, `transformer` and `vae`.
@@ -46,6 +46,7 @@ def export_graphs(
     from exporter.graph.denoiser import Denoiser
     from exporter.graph.encoder import Encoder
     from exporter.graph.onnx_export import export_module
+    from exporter.graph.split_modulation import split_modulation
     from exporter.graph.store_weights import denoiser_kind, dense_kind, encoder_kind, store_weights
 
     graphs = {}
@@ -58,13 +59,20 @@ def export_graphs(
         notes = []
         model = export_module(Denoiser(configs["transformer"]), ("model.",))
         tensors = store_weights(model, denoiser_kind(weights, notes), lambda name: (name, None, 0.0))
-        graphs["denoiser"] = ComponentGraph(model, tensors, notes)
+        modulation, model = split_modulation(model)
+        graphs["modulation"] = ComponentGraph(modulation, _tensors_of(modulation, tensors))
+        graphs["denoiser"] = ComponentGraph(model, _tensors_of(model, tensors), notes)
 
         epsilon = configs["vae"].get("batch_norm_eps", 1e-4)
         model = export_module(Decoder(configs["vae"]), ())
         tensors = store_weights(model, dense_kind, lambda name: _decoder_source(name, epsilon))
         graphs["decoder"] = ComponentGraph(model, tensors)
     return graphs
+
+
+def _tensors_of(model: ir.Model, tensors: list[StoredTensor]) -> list[StoredTensor]:
+    """Those of the tensors that a graph takes."""
+    return [tensor for tensor in tensors if tensor.parts()[0][0] in model.graph.initializers]
 
 
 def _decoder_source(name: str, epsilon: float) -> tuple[str, str | None, float]:

@@ -9,8 +9,7 @@ import onnx_ir as ir
 
 from exporter.errors import BadBundle
 from exporter.lower.plan import lower_graph
-
-COMPONENTS = ("encoder", "denoiser", "decoder")
+from exporter.manifest import COMPONENTS
 
 
 def lower_bundle(folder: Path | str) -> dict[str, dict[str, Any]]:

@@ -29,7 +29,7 @@ def lower_graph(model: ir.Model, component: str) -> dict[str, Any]:
 
     Args:
         model: a bundle's graph; modified in place.
-        component: `encoder`, `denoiser` or `decoder`; the last two get `euler_step` and `pixels`.
+        component: its name; the denoiser also gets `euler_step`, the decoder `pixels`.
 
     Raises:
         BadBundle: an operator without a lowering (its name, and where it comes from), or one used in

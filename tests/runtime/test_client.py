@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page
 from exporter.website import build_site
 from tests.runtime.conftest import open_page
 
-REQUEST = {"prompt": "a red apple", "width": 48, "height": 80, "steps": 2, "seed": 9909}
+REQUEST = {"prompt": "a red apple", "width": 48, "height": 80, "steps": 4, "seed": 9909}
 MODEL = "models/two-heads-ternary-ternary/manifest.json"
 SCRIPT = """async (settings) => {
   const { createClient } = await load("client");

@@ -42,18 +42,23 @@ COMPONENT = {
 }
 MANIFEST: dict[str, Any] = {
     "format": 2, "name": "tiny", "variant": "keep", "weights": "keep",
-    "components": {name: copy.deepcopy(COMPONENT) for name in ("encoder", "denoiser", "decoder")},
-    "shards": [{"file": f"shards/{DIGEST}.safetensors", "bytes": 40, "sha256": DIGEST}],
+    "components": {name: copy.deepcopy(COMPONENT) for name in ("encoder", "modulation", "denoiser", "decoder")},
+    "shards": [{"file": f"shards/{DIGEST}.safetensors", "bytes": 48, "sha256": DIGEST}],
     "text": {"tokenizer": "tokenizer", "prefix": "", "suffix": "", "length": 8, "pad_id": 0, "layers": [1],
              "features": 4, "rotary": {"head_size": 8, "theta": 10000}},
     "latents": {"channels": 8, "downscale": 16},
     "denoiser": {"rotary": {"axes": [2, 2, 2, 2], "theta": 2000}, "timestep_features": 256},
+    "modulation": {"sigmas": [1.0], "table": "table", "width": 2},
     "schedule": {"steps": 4},
     "sizes": {"multiple": 16, "minimum": 64, "maximum": 512, "default": [256, 256], "presets": [[256, 256]]},
 }  # fmt: skip
-MANIFEST["components"]["denoiser"]["tensors"]["t"] = {
-    "dtype": "U8", "shape": [2, 16], "expands_to": {"name": "c", "shape": [3, 3]},
-    "parts": [{"shard": 0, "offset": 8, "bytes": 32}],
+TABLE = {"dtype": "F32", "shape": [1, 2], "parts": [{"shard": 0, "offset": 40, "bytes": 8}]}
+MANIFEST["components"]["denoiser"]["tensors"] |= {
+    "table": TABLE,
+    "t": {
+        "dtype": "U8", "shape": [2, 16], "expands_to": {"name": "c", "shape": [3, 3]},
+        "parts": [{"shard": 0, "offset": 8, "bytes": 32}],
+    },
 }  # fmt: skip
 
 
@@ -129,6 +134,11 @@ def test_a_value_that_dies_within_a_loop_is_refused(calculator: Page) -> None:
     [
         (("format",), 3, "newer"),
         (("format",), 1, "expected format 2, found 1"),
+        (("modulation", "sigmas"), ["1"], "modulation.sigmas"),
+        (("modulation", "width"), 3, "F32 [1,3] in the denoiser"),
+        (("modulation", "table"), "w", "F32 [1,2] in the denoiser"),
+        (("modulation", "table"), "none", "F32 [1,2] in the denoiser"),
+        (("components", "modulation"), None, "components.modulation"),
         (("shards", 0, "sha256"), "../x", "sha256"),
         (("text", "length"), 0, "text.length"),
         (("latents",), None, "latents.channels"),

@@ -8,6 +8,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from playwright.sync_api import Page
 
+from exporter.configs import picture_sizes
+from exporter.schedule import step_sigmas, timestep_features
 from tests.runtime.conftest import array
 
 KLEIN = {
@@ -50,6 +52,27 @@ def test_schedule_equals_diffusers(calculator: Page, name: str) -> None:
             expected_sigmas, expected_timesteps = reference(CONFIGS[name], steps, tokens)
             np.testing.assert_array_max_ulp(array(sigmas), expected_sigmas, maxulp=1)
             np.testing.assert_array_max_ulp(array(timesteps), expected_timesteps, maxulp=1)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "inverted"])  # export refuses that one
+def test_export_knows_the_sigmas_to_the_last_bit(calculator: Page, name: str) -> None:
+    script = """async ([config, steps, tokens]) => {
+      const { makeSchedule } = await load("schedule");
+      const { timestepFeatures } = await load("rotary");
+      return steps.map((n) => tokens.map((t) => {
+        const { sigmas, timesteps } = makeSchedule(config, n, t);
+        return [toBase64(sigmas), toBase64(timestepFeatures(timesteps[n - 1], 256))];
+      }));
+    }"""
+    config, steps = CONFIGS[name], [count for count in STEPS if count > 1]
+    sizes = picture_sizes({"vae": {"block_out_channels": [1] * 4}})["presets"]
+    tokens = sorted({*TOKENS, *(width // 16 * (height // 16) for width, height in sizes)})
+    for count, row in zip(steps, calculator.evaluate(script, [config, steps, tokens]), strict=True):
+        for size, (sigmas, features) in zip(tokens, row, strict=True):
+            expected = step_sigmas(config, count, size)
+            assert np.array_equal(array(sigmas)[:-1], expected), (count, size)
+            difference = array(features) - timestep_features(float(expected[-1]), config, 256)[0]
+            assert np.abs(difference).max() <= 2**-23  # two libraries' cosines
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ MODELS = [
         "weights": variant,
         "manifest": f"pocket-{variant}/manifest.json",
         "bytes": size,
+        "other_bytes": 5_500_000,
         "steps": 4,
         "channels": 8,
         "sizes": SIZES,

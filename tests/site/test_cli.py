@@ -71,7 +71,7 @@ def test_a_newer_bundle_ends_with_3(capsys, exported, tmp_path):
     manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "format": 3}), encoding="utf-8")
     code, line = run(capsys, "site", bundle, "-o", tmp_path / "out")
-    assert code == 3 and "format 2" in line
+    assert code == 3 and "format 3" in line
     assert not (tmp_path / "out").exists()
 
 

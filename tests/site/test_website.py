@@ -14,8 +14,9 @@ import pytest
 
 from exporter import website
 from exporter.errors import BadArguments, BadBundle
+from exporter.manifest import COMPONENTS
 from exporter.packages import ROOT, node_package
-from exporter.pages import content_security_policy, imported_modules
+from exporter.pages import content_security_policy, imported_modules, without_comments
 from exporter.serve import serving
 from exporter.website import SiteOptions, build_site, inputs_hash, read_stamp
 from webgpu_kernels import render_all
@@ -57,7 +58,7 @@ def test_the_tree_is_as_designed(site, bundle):
         "index.html", "icon.svg", "build.json", "css/tokens.css", "js/studio/main.js", "js/runtime/worker.js",
         "js/vendor/tokenizers.js", "js/vendor/tokenizers.LICENSE.txt", "kernels/index.json", "models/index.json",
         f"{folder}/manifest.json", f"{folder}/tokenizer/tokenizer.json", f"{folder}/tokenizer/tokenizer_config.json",
-        *(f"{folder}/{name}.plan.json" for name in ("encoder", "denoiser", "decoder")),
+        *(f"{folder}/{name}.plan.json" for name in COMPONENTS),
         *(shard["file"] for shard in manifest["shards"]),
     }  # fmt: skip
     assert expected <= files
@@ -69,8 +70,13 @@ def test_the_tree_is_as_designed(site, bundle):
 def test_the_index_gives_the_bytes_that_a_first_picture_fetches(site):
     (entry,) = json.loads((site / "models" / "index.json").read_text("utf-8"))
     folder = (site / "models" / entry["manifest"]).parent
-    files = [*folder.rglob("*.json"), *(site / "shards").iterdir()]
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    tensors = manifest["components"]["modulation"]["tensors"].values()
+    optional = {manifest["shards"][part["shard"]]["file"] for tensor in tensors for part in tensor["parts"]}
+    needed = {f"shards/{path.name}" for path in (site / "shards").iterdir()} - optional
+    files = [*folder.rglob("*.json"), *(site / file for file in needed)]
     assert entry["bytes"] == sum(path.stat().st_size for path in files)
+    assert entry["other_bytes"] == sum((site / file).stat().st_size for file in optional) > 0
     assert entry["id"] == folder.name and entry["channels"] > 0 and entry["sizes"]["multiple"] == 16
 
 
@@ -139,6 +145,15 @@ def test_the_page_weighs_little(site):
     page = re.compile(r"index\.html|icon\.svg|(css|js)/.+\.(css|js)")
     sizes = {name: len(data) for name, data in contents(site).items() if page.fullmatch(name)}
     assert len(sizes) > 20 and sum(sizes.values()) < 200_000
+
+
+def test_scripts_lose_their_comments_and_nothing_else():
+    script = (
+        "// What it is.\n\n/**\n * @param {string} a\n */\nexport const f = (a) =>\n  /** @type {any} */ (a);  // b\n"
+    )
+    script += "    // why\n  const url = `https://x`; /* c */\n/** @type {d} */\nlet d;\n"
+    kept = "\nexport const f = (a) =>\n  /** @type {any} */ (a);  // b\n  const url = `https://x`; /* c */\nlet d;\n"
+    assert without_comments(script) == kept
 
 
 def test_modules_are_preloaded_that_the_page_imports(tmp_path):

@@ -95,6 +95,27 @@ export class Executor {
   }
 
   /**
+   * Fill an input from another buffer.
+   * @param {string} name
+   * @param {GPUBuffer} source
+   * @param {number} offset bytes
+   * @param {number} elements exactly as many as the plan says
+   */
+  async copy(name, source, offset, elements) {
+    const { buffer, bytes } = this.port(name, "input");
+    const { device } = this.context;
+    if (4 * elements !== bytes) {
+      throw new BitbrushError("bad-bundle", `plan ${this.plan.component}, input ${name}: expected ${bytes / 4} ` +
+        `elements, found ${elements}`);
+    }
+    await this.context.scoped(`filling ${name}`, () => {
+      const encoder = device.createCommandEncoder();
+      encoder.copyBufferToBuffer(source, offset, buffer, 0, bytes);
+      device.queue.submit([encoder.finish()]);
+    });
+  }
+
+  /**
    * Copy an output back.
    * @param {string} name
    * @returns {Promise<ArrayBuffer>}

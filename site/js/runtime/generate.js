@@ -2,8 +2,9 @@
 
 import { BitbrushError, throwIfAborted } from "./errors.js";
 import { reporter } from "./model.js";
+import { findModulations, writeModulation } from "./modulation.js";
 import { initialLatents } from "./noise.js";
-import { denoiserRotary, encoderRotary, timestepFeatures } from "./rotary.js";
+import { denoiserRotary, encoderRotary } from "./rotary.js";
 import { checkRequest } from "./request.js";
 import { makeSchedule } from "./schedule.js";
 
@@ -54,16 +55,17 @@ function encode(model, prompt, options) {
 /**
  * @param {Model} model
  * @param {Float32Array<ArrayBuffer>} features
+ * @param {Float32Array} sigmas f32[steps + 1]
+ * @param {import("./modulation.js").Modulation[]} modulations one a step
  * @param {Request} request
  * @param {Grid} grid
  * @param {Options} options
  * @returns {Promise<Float32Array<ArrayBuffer>[]>} latents after each step, f32[image_tokens, channels]
  */
-function denoise(model, features, { steps, seed }, grid, options) {
+function denoise(model, features, sigmas, modulations, { steps, seed }, grid, options) {
   const { signal, onProgress } = options;
   const { manifest } = model;
   const textTokens = manifest.text.length;
-  const { sigmas, timesteps } = makeSchedule(manifest.schedule, steps, grid.tokens);
   const rotary = denoiserRotary(manifest.denoiser.rotary, textTokens, grid.rows, grid.columns);
   const report = reporter(onProgress, "denoise", "steps");
   const symbols = { image_tokens: grid.tokens, text_tokens: textTokens };
@@ -78,7 +80,7 @@ function denoise(model, features, { steps, seed }, grid, options) {
     const history = [];
     for (let step = 0; step < steps; step += 1) {
       denoiser.write("latents", latents);
-      denoiser.write("timestep_features", timestepFeatures(timesteps[step], manifest.denoiser.timestep_features));
+      await writeModulation(model, denoiser, modulations[step]);
       denoiser.write("step_size", Float32Array.of(sigmas[step + 1] - sigmas[step]));
       await denoiser.run({ signal, onSlice: (done, total) => report(step, steps, (step + done / total) / steps) });
       latents = new Float32Array(await denoiser.read("next_latents"));
@@ -129,12 +131,16 @@ export async function generate(model, wanted, options) {
     const start = performance.now();
     model.context.resetPeak();
     const result = await work();
-    [timings[phase], peaks[phase]] = [performance.now() - start, model.context.peakBytes];
+    timings[phase] = (timings[phase] ?? 0) + performance.now() - start;
+    peaks[phase] = Math.max(peaks[phase] ?? 0, model.context.peakBytes);
     return result;
   };
+  const schedule = makeSchedule(model.manifest.schedule, request.steps, grid.tokens);
+  const modulations = await measured("denoise", () => findModulations(model, schedule, options));
   const features = await measured("encode", () =>
     model.textFeatures(request.prompt, () => encode(model, request.prompt, options)));
-  const history = await measured("denoise", () => denoise(model, features, request, grid, options));
+  const history = await measured("denoise", () =>
+    denoise(model, features, schedule.sigmas, modulations, request, grid, options));
   const pixels = await measured("decode", () => decode(model, history[history.length - 1], grid, options));
   throwIfAborted(options.signal);
   return {

@@ -13,16 +13,20 @@ import { checkFormat, isRecord } from "./plan.js";
  *   features: number, rotary: {head_size: number, theta: number}}} TextSettings
  * @typedef {{multiple: number, minimum: number, maximum: number, default: [number, number],
  *   presets: [number, number][]}} Sizes
- * @typedef {"encoder" | "denoiser" | "decoder"} ComponentName
+ * @typedef {"encoder" | "modulation" | "denoiser" | "decoder"} ComponentName
  * @typedef {{format: number, name: string, variant: string, components: Record<ComponentName, Component>,
  *   shards: Shard[], shards_url?: string, text: TextSettings, latents: {channels: number, downscale: number},
  *   denoiser: {rotary: {axes: number[], theta: number}, timestep_features: number},
+ *   modulation: {sigmas: number[], table: string, width: number},
  *   schedule: Record<string, unknown> & {steps: number}, sizes: Sizes}} Manifest
+ *   modulation.sigmas: of the rows of the denoiser's tensor modulation.table, f32[sigmas, width]
  */
 
 export const MANIFEST_FORMAT = 2;
-/** @type {ComponentName[]} */
+/** What a first visit fetches; `modulation` comes when a request needs it. @type {ComponentName[]} */
 export const COMPONENTS = ["encoder", "denoiser", "decoder"];
+/** @type {ComponentName[]} */
+export const ALL_COMPONENTS = [...COMPONENTS, "modulation"];
 /** Trits come in units of 16 bytes, each of which becomes 5 words of codes. */
 export const TRIT_UNIT = { bytes: 16, words: 5 };
 
@@ -51,6 +55,9 @@ const FIELDS = [
   ["denoiser.rotary.axes", (value) => Array.isArray(value) && value.length === 4 && value.every(isCount), "four numbers"],
   ["denoiser.rotary.theta", (value) => value > 0, "a positive number"],
   ["denoiser.timestep_features", isCount, "a positive number"],
+  ["modulation.sigmas", (value) => Array.isArray(value) && value.every(Number.isFinite), "a list of numbers"],
+  ["modulation.table", isString, "a tensor's name"],
+  ["modulation.width", isCount, "a positive number"],
   ["schedule.steps", isCount, "a positive number"],
   ["sizes.multiple", isCount, "a positive number"],
   ["sizes.minimum", isCount, "a positive number"],
@@ -80,7 +87,7 @@ export function parseManifest(json, where) {
     const good = isRecord(shard) && isString(shard.file) && isCount(shard.bytes) && /^[0-9a-f]{64}$/.test(shard.sha256);
     if (!good) throw bad(`shards.${index}`, "file, bytes and sha256", shard);
   });
-  for (const name of COMPONENTS) {
+  for (const name of ALL_COMPONENTS) {
     const component = manifest.components?.[name];
     if (!isRecord(component) || !isString(component.plan) || !isRecord(component.tensors)) {
       throw bad(`components.${name}`, "a plan and tensors", component);
@@ -91,6 +98,12 @@ export function parseManifest(json, where) {
     const residents = residentTensors(component).map((tensor) => tensor.name);
     const twice = residents.find((tensorName, index) => residents.indexOf(tensorName) !== index);
     if (twice) throw bad(`components.${name}`, "each tensor once", twice);
+  }
+  const { sigmas, table, width } = manifest.modulation;
+  const found = manifest.components.denoiser.tensors[table];
+  if (found?.dtype !== "F32" || String(found.shape) !== String([sigmas.length, width])) {
+    const expected = `F32 [${sigmas.length},${width}] in the denoiser`;
+    throw bad("modulation.table", expected, found && [found.dtype, found.shape]);
   }
   return manifest;
 }

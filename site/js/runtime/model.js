@@ -2,15 +2,16 @@
 //
 // Memory: the denoiser and the decoder stay. The encoder is needed once a prompt and can be the largest of
 // the three, so it stays only in a small model; else it comes from the browser's cache for a new prompt and
-// is freed before denoising. Where a budget or the card itself is too small for that, the components not at
-// work are freed, and come back from the cache. Arenas, inputs and outputs live for one run of one component.
+// is freed before denoising. `modulation` is there only while it computes (modulation.js). Where a budget or the
+// card itself is too small for that, the components not at work are freed, and come back from the cache. Arenas,
+// inputs and outputs live for one run of one component.
 
 import { bandSymbols } from "./bands.js";
 import { BitbrushError, throwIfAborted } from "./errors.js";
 import { Pacer } from "./executor.js";
 import { fetchJson } from "./files.js";
 import { planBytes } from "./layout.js";
-import { COMPONENTS, downloadBytes, parseManifest, residentTensors, shardsOf } from "./manifest.js";
+import { ALL_COMPONENTS, COMPONENTS, downloadBytes, parseManifest, residentTensors, shardsOf } from "./manifest.js";
 import { boundTensors, parsePlan } from "./plan.js";
 import { prepare } from "./prepare.js";
 import { bindingLimit, splitPlan } from "./rows.js";
@@ -58,7 +59,7 @@ export function reporter(onProgress, phase, unit) {
  * @param {(done: number, total: number) => void} report
  * @returns {(index: number, received: number) => void}
  */
-function byteCounter(manifest, names, report) {
+export function byteCounter(manifest, names, report) {
   const total = downloadBytes(manifest, names);
   /** @type {Map<number, number>} */
   const received = new Map();
@@ -95,6 +96,9 @@ export class Model {
     this.weights = new Map();
     /** Text features of the last prompt. @type {{prompt: string, features: Float32Array<ArrayBuffer>} | null} */
     this.lastText = null;
+    /** Of the last request with times that the table does not have, by sigma.
+     * @type {Map<number, Float32Array<ArrayBuffer>>} */
+    this.lastModulations = new Map();
   }
 
   /**
@@ -128,7 +132,7 @@ export class Model {
   }
 
   /**
-   * Download everything, and put on the GPU what stays there.
+   * Download everything that every picture needs, and put on the GPU what stays there.
    * @param {AbortSignal | undefined} signal
    * @param {OnProgress} onProgress
    */
@@ -221,8 +225,9 @@ export class Model {
   }
 
   dispose() {
-    for (const name of COMPONENTS) this.freeWeights(name);
+    for (const name of [...this.weights.keys()]) this.freeWeights(name);
     this.lastText = null;
+    this.lastModulations.clear();
   }
 }
 
@@ -253,16 +258,17 @@ export async function loadModel(context, manifestUrl, { pipelines, signal, onPro
   const manifest = parseManifest(await fetchJson(manifestUrl, signal), manifestUrl);
   checkScheduler(manifest.schedule);
   const limit = bindingLimit(context.device.limits, policy.bindingBytes);
-  const [encoder, denoiser, decoder, tokenize] = await Promise.all([
+  const [encoder, modulation, denoiser, decoder, tokenize] = await Promise.all([
     loadPlan(manifest, "encoder", manifestUrl, signal),
+    loadPlan(manifest, "modulation", manifestUrl, signal),
     loadPlan(manifest, "denoiser", manifestUrl, signal),
     loadPlan(manifest, "decoder", manifestUrl, signal),
     loadTokenizer(new URL(`${manifest.text.tokenizer}/`, manifestUrl).href, manifest.text, signal),
   ]);
-  const plans = { encoder, denoiser, decoder };
-  for (const name of COMPONENTS) plans[name] = splitPlan(plans[name], manifest.components[name], limit);
-  const uploads = uploadDispatches(Object.values(manifest.components));
-  await pipelines.compilePlans([...Object.values(plans), ...uploads], signal, reporter(onProgress, "compile", "shaders"));
+  const plans = { encoder, modulation, denoiser, decoder };
+  for (const name of ALL_COMPONENTS) plans[name] = splitPlan(plans[name], manifest.components[name], limit);
+  const first = [...COMPONENTS.map((name) => plans[name]), ...uploadDispatches(Object.values(manifest.components))];
+  await pipelines.compilePlans(first, signal, reporter(onProgress, "compile", "shaders"));
   const shardsBase = new URL(manifest.shards_url ?? "./", manifestUrl);
   const source = createShardSource(manifest.shards, (shard) => new URL(shard.file, shardsBase).href);
   const model = new Model(context, { manifest, plans, tokenize, pipelines, source }, policy);

@@ -126,7 +126,8 @@ export async function loadWeights(context, component, source, options) {
   try {
     await context.scoped(label, () => {
       for (const size of sizes) {
-        buffers.push(context.createBuffer(label, size, GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST));
+        buffers.push(context.createBuffer(label, size, GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC |
+          GPUBufferUsage.COPY_DST));
       }
     });
     await fillBuffers(context, component, source, places, buffers, { pipelines, signal, onShard });

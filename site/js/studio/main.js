@@ -41,7 +41,7 @@ function showCost(model) {
   else if (state === "unsupported") element("cost").textContent = "";
   else {
     const needed = text.memory(gpuBytes(model.memory, ...chosenSize()), ...chosenSize());
-    element("cost").textContent = session.has(model) ? text.loaded(needed) : text.cost(model.bytes, needed);
+    element("cost").textContent = session.has(model) ? text.loaded(model, needed) : text.cost(model, needed);
   }
 }
 

@@ -30,11 +30,16 @@ export const phases = {
   decode: "Developing the picture",
 };
 
+/** @param {{steps: number, other_bytes: number}} model */
+const others = ({ steps, other_bytes: bytes }) =>
+  `Other sizes than those offered, or more or fewer steps than ${steps}, download ${formatBytes(bytes)} more, once.`;
+
 export const text = {
   title: "Bitbrush – pictures from words, made on your own GPU",
   checking: "Checking your graphics card…",
-  cost: (bytes, memory) => `The first picture downloads ${formatBytes(bytes)}, once. ${memory}Nothing is fetched before you press Generate.`,
-  loaded: (memory) => `The model is loaded: the next picture downloads nothing. ${memory}`.trim(),
+  cost: (model, memory) => `The first picture downloads ${formatBytes(model.bytes)}, once. ${memory}` +
+    `Nothing is fetched before you press Generate. ${others(model)}`,
+  loaded: (model, memory) => `The model is loaded: the next picture downloads nothing. ${memory}${others(model)}`,
   memory: (bytes, width, height) =>
     (bytes > 0 ? `It needs about ${formatRoughly(bytes)} of GPU memory at ${width} × ${height}. ` : ""),
   adapter: (name) => `Graphics adapter: ${name}`,
