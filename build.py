@@ -88,6 +88,12 @@ def make_parser() -> Parser:
     export.add_argument("-o", "--out", type=Path, required=True)
     export.add_argument("--encoder-bits", type=int, choices=(4, 8, 16), default=4)
     export.add_argument("--encoder-layers", type=_layers, default=None, help="default 9,18,27")
+    export.add_argument(
+        "--small-decoder",
+        type=Path,
+        metavar="PATH",
+        help="folder of another VAE to decode with",
+    )
 
     site = verbs.add_parser("site", help="make a site of some bundles")
     site.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
@@ -261,6 +267,7 @@ def export(arguments: argparse.Namespace) -> None:
                 encoder_bits=arguments.encoder_bits,
                 layers=arguments.encoder_layers,
                 progress=progress,
+                small_decoder=arguments.small_decoder,
                 **origin,
             )
     for note in made.notes:

@@ -53,6 +53,7 @@ def export_bundle(
     progress: Progress = lambda what, done, total: None,
     source: str | None = None,
     commit: str | None = None,
+    small_decoder: Path | None = None,
 ) -> Exported:
     """Write the bundle of a diffusers folder or a pack.
 
@@ -67,6 +68,7 @@ def export_bundle(
         shard_limit: bytes of a shard at most.
         progress: called with ("graphs", 0, total), then with tensor names and values stored so far.
         source, commit: id and commit of the checkpoint on the Hub; the folder tells its source if None.
+        small_decoder: folder of another VAE, whose decoder takes the place of the checkpoint's.
 
     Raises BadArguments or BadCheckpoint; then `out` is as it was, and nothing else is left behind.
     """
@@ -76,8 +78,10 @@ def export_bundle(
         raise BadArguments(f"--encoder-bits: expected 4, 8 or 16, found {encoder_bits!r}")
     from exporter.graph import export_graphs
     from exporter.prompt import text_settings
+    from exporter.small_decoder import take_decoder
 
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    decoder_source = take_decoder(opened, Path(small_decoder)) if small_decoder else None
     layers = choose_layers(opened.configs, layers)
     text = text_settings(opened, layers)
     with new_folder(Path(out)) as folder:
@@ -102,6 +106,7 @@ def export_bundle(
             "weights": weights,
             "source": source or _source(opened),
             **({"commit": commit} if commit else {}),
+            **({"decoder_source": decoder_source} if decoder_source else {}),
             "license": _license(opened),
             "components": components,
             "shards": writer.shards,
@@ -206,6 +211,8 @@ def _copy_files(opened: Checkpoint, folder: Path) -> None:
         target.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for file in opened.license_files:
         shutil.copyfile(file, folder / file.name)
+    for file in opened.decoder_license_files:
+        shutil.copyfile(file, folder / f"{file.stem}-decoder{file.suffix}")
 
 
 def _denoiser_settings(config: dict[str, Any]) -> dict[str, Any]:

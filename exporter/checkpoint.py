@@ -102,12 +102,15 @@ class Checkpoint:
     tokenizer_folder  where the tokenizer lies
     tokenizer_files   paths of the tokenizer's files, sorted by name
     license_files     licence and notice texts of the folder, which travel with the weights
+    decoder_license_files  those of a VAE that took the place of the checkpoint's own
 
     Weights live in the components transformer, text_encoder and vae. Names of the text encoder start
     with `model.` (as `Qwen3ForCausalLM` saves them) even where the files leave that out.
 
     Raises BadCheckpoint for everything that is missing, damaged or unknown.
     """
+
+    decoder_license_files: tuple[Path, ...] = ()
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -159,6 +162,14 @@ class Checkpoint:
     def given(self, component: str, name: str) -> Given | None:
         """A matrix as the checkpoint holds it packed, None if it is not packed or not exact in float16."""
         return self._sources[component].given(self._stored_name(component, name))
+
+    def replace_vae(self, folder: Path, config: dict[str, Any], source: Source) -> None:
+        """Take another VAE, which exporter/small_decoder.py has found to fit; its licence texts come along."""
+        self.folders["vae"], self.configs["vae"], self._sources["vae"] = folder, config, source
+        self._stored_names["vae"] = self._canonical_names("vae")
+        self.decoder_license_files = tuple(
+            sorted(file for pattern in LICENSE_PATTERNS for file in folder.glob(pattern))
+        )
 
     def _stored_name(self, component: str, name: str) -> str:
         known = self._stored_names[component]

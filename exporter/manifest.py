@@ -118,6 +118,8 @@ def check(manifest: Any, where: str) -> None:
     commit = manifest.get("commit", "0" * 40)  # only of a source on the Hub
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise BadBundle(f"{where}: expected commit as 40 hexadecimal digits, found {commit!r:.60}")
+    if not isinstance(manifest.get("decoder_source", ""), str):  # only of a decoder from another folder
+        raise BadBundle(f"{where}: expected decoder_source as str, found {manifest['decoder_source']!r:.60}")
     for key, keys in _NESTED.items():
         _check_keys(manifest[key], keys, where, f"{key}.")
     tokenizer = manifest["text"]["tokenizer"]

@@ -126,3 +126,15 @@ def test_export_is_deterministic(tmp_path, exported):
     files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     assert all((first / f).read_bytes() == (again / f).read_bytes() for f in files)
+
+
+def test_what_no_picture_needs_is_not_stored(bundle):
+    opened = Bundle(bundle)
+    used, built = max(opened.manifest["text"]["layers"]), opened.configs["text_encoder"]["num_hidden_layers"]
+    names = set(opened.tensors("encoder"))
+    layers = {int(name.split(".")[1]) for name in names if name.startswith("layers.")}
+    assert layers == set(range(used))
+    assert ("norm.weight" in names) == (used == built)  # only the very last hidden state passes the final norm
+    assert not [name for name in names if name.startswith("lm_head")]
+    decoder = {name.split(".")[0] for name in opened.tensors("decoder")}
+    assert decoder == {"decoder", "post_quant_conv", "bn"}
