@@ -17,7 +17,7 @@ from webgpu_kernels.weights import DENSE, dense, random_weights, weight_bindings
 
 Arrays = dict[str, np.ndarray]
 
-TILE = Tile(rows=16, columns=4)
+TILE = Tile(rows=16, columns=8)
 STAGED_F16 = StagedTile(operand="f16", thread_rows=8, thread_columns=4, depth=32)
 NORMS = ("none", "affine", "affine_silu")
 

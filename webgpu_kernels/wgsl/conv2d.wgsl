@@ -29,6 +29,7 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
     var tap_column = 0u;
     for (var step = 0u; step < STEPS; step++) {
         let x_row = image_row + tap_row - KERNEL_SIZE / 2u;
+        let norm = norm_of(four);
         let x_column = row + tap_column - KERNEL_SIZE / 2u;
 {% if not aligned %}
         let left = IN_CHANNELS - four * 4u;
@@ -41,7 +42,7 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
 {% endif %}
 {% endfor %}
 {% call(r, v) registers.accumulate(tile_rows, tile_columns, 1) %}
-        padded_operand(x_row, x_column + {{ r }}u, four)
+        operand(x_row, x_column + {{ r }}u, four, norm)
 {% endcall %}
         // The next four channels, or the first of the next tap.
         let tap_done = four + 1u == TAP_STEPS;
@@ -58,9 +59,10 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
     var tap_row = 0u;
     for (var step = 0u; step < 3u * TAP_STEPS; step++) {
         let x_row = image_row + tap_row - 1u;
+        let norm = norm_of(four);
         let x_column = row - 1u;
 {% for i in range(tile_rows + 2) %}
-        let p{{ i }} = padded_operand(x_row, x_column + {{ i }}u, four);
+        let p{{ i }} = operand(x_row, x_column + {{ i }}u, four, norm);
 {% endfor %}
         let weight_first = tap_row * 3u * TAP_STEPS + four;
 {% for tap in range(3) %}
@@ -100,5 +102,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) in
 {% else %}
 {{ single_taps() }}
 {% endif %}
-{{ registers.end(tile_rows, tile_columns) }}
+    // Stored by a loop: {{ tile_rows * tile_columns // 4 }} calls, inlined, would take half the time to compile.
+    var outputs: array<vec4f, {{ tile_rows * tile_columns // 4 }}>;
+{% for r in range(tile_rows) %}
+{% for c in range(0, tile_columns, 4) %}
+    outputs[{{ (r * tile_columns + c) // 4 }}] = vec4f({% for i in range(4) %}sum{{ r }}_{{ c + i }}{{ ", " if i < 3 }}{% endfor %});
+{% endfor %}
+{% endfor %}
+    for (var i = 0u; i < {{ tile_rows * tile_columns // 4 }}u; i++) {
+        store_four(row + i / {{ tile_columns // 4 }}u, column + i % {{ tile_columns // 4 }}u * 4u, outputs[i]);
+    }
 }

@@ -23,7 +23,8 @@ fn x_row(pixel: u32) -> XRow {
 
 fn load_x(pixel: XRow, step: u32) -> vec4f {
     let tap = step / TAP_STEPS;
-    return padded_operand(pixel.row + tap / KERNEL_SIZE, pixel.column + tap % KERNEL_SIZE, step % TAP_STEPS);
+    let four = step % TAP_STEPS;
+    return operand(pixel.row + tap / KERNEL_SIZE, pixel.column + tap % KERNEL_SIZE, four, norm_of(four));
 }
 
 fn weights_of(row: WeightRow, step: u32) -> vec4f {

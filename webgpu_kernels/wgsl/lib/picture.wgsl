@@ -44,31 +44,43 @@ fn silu4(value: vec4f) -> vec4f {
 }
 {% endif %}
 
-// The operand's channels 4 four to 4 four + 3 (zero beyond the last) at a pixel of x that starts at `place`.
-fn operand(place: u32, four: u32) -> vec4f {
-{% if aligned %}
-    let value = x[place + four];
-{% else %}
-    let left = IN_CHANNELS - four * 4u;
-    let value = four_of_x(place + four * 4u, left);
-{% endif %}
+// Scale and shift of channels 4 four to 4 four + 3: what every pixel's share of them is normalized with.
+struct Norm {
 {% if norm == "none" %}
-    return value;
+    unused: u32,
 {% else %}
-{% if aligned %}
-    let normed = value * scale[four] + shift[four];
-{% else %}
-    let normed = value * four_of_scale(four * 4u, left) + four_of_shift(four * 4u, left);
-{% endif %}
-    return {{ "silu4(normed)" if norm == "affine_silu" else "normed" }};
+    scale: vec4f,
+    shift: vec4f,
 {% endif %}
 }
 
-// The same at a row and a column; zero outside the picture. Coordinates before it wrap round to huge numbers, so
-// one comparison checks both ends.
-fn padded_operand(row: u32, column: u32, four: u32) -> vec4f {
+fn norm_of(four: u32) -> Norm {
+{% if norm == "none" %}
+    return Norm(0u);
+{% elif aligned %}
+    return Norm(scale[four], shift[four]);
+{% else %}
+    let left = IN_CHANNELS - four * 4u;
+    return Norm(four_of_scale(four * 4u, left), four_of_shift(four * 4u, left));
+{% endif %}
+}
+
+// Four channels of the convolved picture, normalized, at a row and a column; zero outside, where coordinates before
+// the first wrap round to huge numbers, so that one comparison checks both ends. Channels beyond the last are zero
+// in x and in the norm.
+fn operand(row: u32, column: u32, four: u32, norm: Norm) -> vec4f {
     let inside = row < picture_height() && column < picture_width();
-    return select(vec4f(), operand(x_place(row, column), four), inside);
+{% if aligned %}
+    let value = x[x_place(row, column) + four];
+{% else %}
+    let value = four_of_x(x_place(row, column) + four * 4u, IN_CHANNELS - four * 4u);
+{% endif %}
+{% if norm == "none" %}
+    return select(vec4f(), value, inside);
+{% else %}
+    let normed = value * norm.scale + norm.shift;
+    return select(vec4f(), {{ "silu4(normed)" if norm == "affine_silu" else "normed" }}, inside);
+{% endif %}
 }
 
 fn store_value(row: u32, column: u32, channel: u32, sum: f32) {
