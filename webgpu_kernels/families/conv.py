@@ -32,7 +32,8 @@ def _tile_groups(options: Options) -> Groups:
 
 
 def _staged_groups(options: Options) -> Groups:
-    return STAGED_F16.groups("OUT_CHANNELS", ["mul", "rows", _width(options)])
+    tiles = ["mul", ["ceil_div", "rows", STAGED_F16.thread_rows], ["ceil_div", _width(options), 16]]
+    return ["ceil_div", "OUT_CHANNELS", 16 * STAGED_F16.thread_columns], tiles, 1
 
 
 def _elements(options: Options) -> dict[str, str]:
