@@ -36,7 +36,7 @@ export const text = {
   cost: (bytes, memory) => `The first picture downloads ${formatBytes(bytes)}, once. ${memory}Nothing is fetched before you press Generate.`,
   loaded: (memory) => `The model is loaded: the next picture downloads nothing. ${memory}`.trim(),
   memory: (bytes, width, height) =>
-    (bytes > 0 ? `It needs about ${formatRoughly(bytes)} of GPU memory at ${width} × ${height}. ` : ""),
+    (bytes > 0 ? `It needs about ${formatRoughly(bytes)} of GPU memory at ${width}\u00a0×\u00a0${height}. ` : ""),
   adapter: (name) => `Graphics adapter: ${name}`,
   started: "Started.",
   cancelling: "Cancelling…",
