@@ -15,7 +15,7 @@ import pytest
 from exporter import website
 from exporter.errors import BadArguments, BadBundle
 from exporter.packages import ROOT, node_package
-from exporter.pages import content_security_policy, imported_modules
+from exporter.pages import content_security_policy, imported_modules, without_comments
 from exporter.serve import serving
 from exporter.website import SiteOptions, build_site, inputs_hash, read_stamp
 from webgpu_kernels import render_all
@@ -131,6 +131,15 @@ def test_the_page_weighs_little(site):
     page = re.compile(r"index\.html|icon\.svg|(css|js)/.+\.(css|js)")
     sizes = {name: len(data) for name, data in contents(site).items() if page.fullmatch(name)}
     assert len(sizes) > 20 and sum(sizes.values()) < 200_000
+
+
+def test_scripts_lose_their_comments_and_nothing_else():
+    script = (
+        "// What it is.\n\n/**\n * @param {string} a\n */\nexport const f = (a) =>\n  /** @type {any} */ (a);  // b\n"
+    )
+    script += "    // why\n  const url = `https://x`; /* c */\n/** @type {d} */\nlet d;\n"
+    kept = "\nexport const f = (a) =>\n  /** @type {any} */ (a);  // b\n  const url = `https://x`; /* c */\nlet d;\n"
+    assert without_comments(script) == kept
 
 
 def test_modules_are_preloaded_that_the_page_imports(tmp_path):
