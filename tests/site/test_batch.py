@@ -84,7 +84,14 @@ class Page:
                 raise BitbrushError("device-lost: expected a device, found none")
             self.asked.append(request)
             facts = {name: getattr(request, name) for name in ("prompt", "seed", "width", "height", "steps")}
-            facts |= {"model": "pocket", "variant": "ternary", "adapter": "test", "timings": {}, "seconds": 1.0}
+            facts |= {
+                "model": "pocket",
+                "variant": "ternary",
+                "adapter": "test",
+                "timings": {},
+                "seconds": 1.0,
+                "peak_bytes": {},
+            }
             yield generate.Picture(b"picture " + request.prompt.encode(), facts, None)
 
 

@@ -10,7 +10,7 @@ from tests.site.conftest import MEMORY
 
 
 def cost(page) -> str:
-    return page.locator("#cost").text_content()
+    return page.locator("#cost").text_content().replace("\u00a0", " ")
 
 
 def test_memory_is_told_for_the_chosen_size_before_the_download(open_page):

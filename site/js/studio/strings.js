@@ -41,7 +41,7 @@ export const text = {
     `Nothing is fetched before you press Generate. ${others(model)}`,
   loaded: (model, memory) => `The model is loaded: the next picture downloads nothing. ${memory}${others(model)}`,
   memory: (bytes, width, height) =>
-    (bytes > 0 ? `It needs about ${formatRoughly(bytes)} of GPU memory at ${width} × ${height}. ` : ""),
+    (bytes > 0 ? `It needs about ${formatRoughly(bytes)} of GPU memory at ${width}\u00a0×\u00a0${height}. ` : ""),
   adapter: (name) => `Graphics adapter: ${name}`,
   started: "Started.",
   cancelling: "Cancelling…",
