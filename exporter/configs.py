@@ -146,6 +146,8 @@ def downscale(configs: Configs) -> int:
     return 2 * 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
 
 
+_SMALL_PRESETS = [(1, 1), (1.5, 1), (1, 1.5), (1.5, 1.5), (2, 2)]  # in native sides
+
 # Sizes that PrismML trained klein-sized low-bit models at, width x height.
 _LARGE_PRESETS = [
     (512, 512),
@@ -164,8 +166,9 @@ _LARGE_PRESETS = [
 def picture_sizes(configs: Configs) -> dict[str, Any]:
     """The manifest's `sizes`: what the page offers and accepts, [width, height] in pixels.
 
-    A VAE whose sample_size is at most 512 belongs to a small model, native at that size: a square and
-    two 5:3 pictures are offered, from a quarter to four times the side. Otherwise klein's presets.
+    A VAE whose sample_size is at most 512 belongs to a small model, native at that size: it is offered, pictures
+    of 3:2 and 2:3 with that height or width, and squares of one and a half times and twice the side; accepted is
+    anything from a quarter to four times the side. Otherwise klein's presets.
     """
     multiple = downscale(configs)
     sample = configs["vae"].get("sample_size", 1024)
@@ -180,11 +183,7 @@ def picture_sizes(configs: Configs) -> dict[str, Any]:
         presets = [[fit(width), fit(height)] for width, height in _LARGE_PRESETS]
         low, high = 256, 2048
     else:
-        presets = [
-            [fit(side), fit(side)],
-            [fit(1.25 * side), fit(0.75 * side)],
-            [fit(0.75 * side), fit(1.25 * side)],
-        ]
+        presets = [[fit(x * side), fit(y * side)] for x, y in _SMALL_PRESETS]
         low, high = side / 4, 4 * side
     return {
         "multiple": multiple,

@@ -19,9 +19,9 @@ from exporter.graph.onnx_export import export_module
 from exporter.graph.store_weights import dense_kind, store_weights
 from exporter.klein import KLEIN_4B
 from exporter.lower import lower_bundle, lower_graph
-from exporter.lower.bands import Window, add, ceil_div, divisor, free_symbols, mul, sub
+from exporter.lower.bands import Window, add, ceil_div, divisor, free_symbols, mul, sub, unrolled
 from exporter.lower.memory import place
-from tests.interpreter import run_plan, steps
+from tests.interpreter import run_plan
 from tests.reference import relative_error
 
 ROWS, COLUMNS = 2, 3
@@ -52,7 +52,7 @@ def test_bands_of_any_size_give_the_same_picture(decoder, band, held):
 
 
 def _rows_of(plan, symbols, wanted) -> int:
-    return sum(evaluate(d["uniforms"].get("rows", 1), here) for d, here in steps(plan, symbols) if wanted(d))
+    return sum(evaluate(d["uniforms"].get("rows", 1), here) for d, here in unrolled(plan, symbols) if wanted(d))
 
 
 def test_a_doubled_picture_is_computed_twice_only_where_it_may_not_be_held(decoder):
@@ -76,7 +76,7 @@ def _sizes(plan: dict[str, Any], symbols: dict[str, int]) -> tuple[int, int]:
     others = sum(4 * n for v, n in pairs if v["role"] != "temporary")
     windows = [
         evaluate(b["elements"], here) if isinstance(b, dict) else elements[b]
-        for dispatch, here in steps(plan, symbols)
+        for dispatch, here in unrolled(plan, symbols)
         for b in dispatch["bindings"].values()
         if not isinstance(b, str)
     ]

@@ -337,7 +337,7 @@ def test_sizes_follow_the_autoencoder():
         "minimum": 64,
         "maximum": 1024,
         "default": [256, 256],
-        "presets": [[256, 256], [320, 192], [192, 320]],
+        "presets": [[256, 256], [384, 256], [256, 384], [384, 384], [512, 512]],
     }
     large = picture_sizes({"vae": {"sample_size": 1024, "block_out_channels": [128, 256, 512, 512]}})
     assert large["default"] == [512, 512] and [1248, 832] in large["presets"] and large["maximum"] == 2048

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 ALIGNMENT = 256  # bytes: minStorageBufferOffsetAlignment of every WebGPU device
 
 ARENAS = 8  # more save little
@@ -17,8 +19,9 @@ MOST_ARENAS = 16  # of a plan; taken only where values would conflict in fewer
 def assign_arenas(conflicts: Sequence[set[int]], lives: Sequence[tuple[int, int, int]]) -> list[int]:
     """Arenas for values so that none shares one with a value it conflicts with, and all together are small.
 
-    The largest values come first, each into the arena that grows least by it. On klein's denoiser that
-    comes within a tenth of the bytes that are alive at once.
+    Values go, the largest first, into the arena that grows least by it, measured in two ways; the division that
+    takes fewer bytes is returned. On klein's denoiser that comes within a tenth of the bytes that are alive at
+    once, on its decoder it meets them.
 
     Args:
         conflicts: for each temporary, the temporaries that stand on the other side of a dispatch.
@@ -27,11 +30,43 @@ def assign_arenas(conflicts: Sequence[set[int]], lives: Sequence[tuple[int, int,
     Returns:
         An arena for each temporary, 0 upward.
     """
+    divisions = (_by_gaps(conflicts, lives), _by_sums(conflicts, lives))
+    return min(divisions, key=lambda arenas: _total(lives, arenas))
+
+
+def _total(lives: Sequence[tuple[int, int, int]], arenas: Sequence[int]) -> int:
+    return sum(place([(size, arena, *life) for (size, *life), arena in zip(lives, arenas, strict=True)])[1].values())
+
+
+def _by_size(lives: Sequence[tuple[int, int, int]]) -> list[int]:
+    return sorted(range(len(lives)), key=lambda i: (-lives[i][0], lives[i][1], i))
+
+
+def _by_sums(conflicts: Sequence[set[int]], lives: Sequence[tuple[int, int, int]]) -> list[int]:
+    """An arena grows by as much as the greatest sum of bytes alive in it does."""
+    end = max((last for _, _, last in lives), default=0) + 1
+    busy: list[np.ndarray] = []  # live bytes of each arena at each dispatch
+    chosen = [-1] * len(lives)
+    for index in _by_size(lives):
+        size, first, last = lives[index]
+        taken = {chosen[other] for other in conflicts[index]}
+        free = [arena for arena in range(len(busy)) if arena not in taken]
+        growth = {arena: max(0, busy[arena][first : last + 1].max() + size - busy[arena].max()) for arena in free}
+        best = min(free, key=lambda arena: (growth[arena], -busy[arena].max()), default=len(busy))
+        if best == len(busy):
+            busy.append(np.zeros(end, np.int64))
+        busy[best][first : last + 1] += size
+        chosen[index] = best
+    return chosen
+
+
+def _by_gaps(conflicts: Sequence[set[int]], lives: Sequence[tuple[int, int, int]]) -> list[int]:
+    """An arena grows by what does not fit into the gaps between those already there; a new one may be better."""
     arenas = [-1] * len(lives)
     offsets = [0] * len(lives)
     members: list[list[int]] = []
     sizes: list[int] = []
-    for index in sorted(range(len(lives)), key=lambda i: (-lives[i][0], lives[i][1], i)):
+    for index in _by_size(lives):
         size, first, last = lives[index]
         taken = {arenas[other] for other in conflicts[index]}
         choices = []

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page
 from exporter.website import build_site
 from tests.runtime.conftest import open_page
 
-REQUEST = {"prompt": "a red apple", "width": 48, "height": 80, "steps": 4, "seed": 9909}
+REQUEST = {"prompt": "a red apple", "width": 64, "height": 96, "steps": 4, "seed": 9909}
 MODEL = "models/two-heads-ternary-ternary/manifest.json"
 SCRIPT = """async (settings) => {
   const { createClient } = await load("client");
@@ -156,7 +156,7 @@ def test_a_prompt_becomes_the_same_picture_twice(small: Page) -> None:
     first, second = draw(small), draw(small)
     check_progress(first["events"], ["encode", "denoise", "decode"])
     check_progress(second["events"], ["denoise", "decode"])
-    assert (first["value"]["width"], first["value"]["height"], first["value"]["seed"]) == (48, 80, 9909)
+    assert (first["value"]["width"], first["value"]["height"], first["value"]["seed"]) == (64, 96, 9909)
     assert first["value"]["pixels"] == second["value"]["pixels"]
     assert "latents" not in first["value"]
     assert first["memory"] == second["memory"] == loaded["memory"]

@@ -78,7 +78,7 @@ def pixels(found: dict[str, Any]) -> list[str]:
 
 
 def test_the_runtime_takes_the_bytes_that_the_manifest_says(usual, manifest, dist) -> None:
-    assert set(manifest["memory"]) == {"64x64", "80x48", "48x80"}
+    assert set(manifest["memory"]) == {"64x64", "96x64", "64x96", "96x96", "128x128"}
     assert [picture["peak_bytes"] for picture in usual["pictures"]] == [manifest["memory"][SIZE]] * 2
     (entry,) = json.loads((dist / "models" / "index.json").read_text("utf-8"))
     assert entry["memory"] == manifest["memory"]
@@ -112,6 +112,7 @@ def test_a_budget_that_nothing_fits_in_is_exceeded_by_one_component_at_a_time(pa
     told, bytes_ = manifest["memory"][SIZE], weights(manifest)
     others = {"encode": ("denoiser", "decoder"), "denoise": ("encoder", "decoder"), "decode": ("encoder", "denoiser")}
     expected = {phase: told[phase] - sum(bytes_[name] for name in names) for phase, names in others.items()}
+    expected["denoise"] = max(expected["denoise"], bytes_["encoder"])  # there until the denoiser's are asked for
     assert found["pictures"][0]["peak_bytes"] == expected
 
 
@@ -153,7 +154,7 @@ FULL_CARDS = """async ([model, request, capacities]) => {
 def test_a_card_too_full_for_more_frees_what_is_not_at_work(page, usual, manifest) -> None:
     bytes_, told = weights(manifest), manifest["memory"][SIZE]
     decoding = told["decode"] - bytes_["encoder"] - bytes_["denoiser"]
-    found, less = page.evaluate(FULL_CARDS, [MODEL, REQUEST, [decoding, decoding - 300_000]])
+    found, less = page.evaluate(FULL_CARDS, [MODEL, REQUEST, [decoding, decoding - 1000]])
     assert found["error"] is None
     assert any(label.endswith(":decoder") for label in found["refused"])
     assert set(found["byLabel"]) == {"weights:decoder"}

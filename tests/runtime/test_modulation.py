@@ -17,7 +17,7 @@ from tests.runtime.conftest import array, open_page
 from tests.runtime.test_client import check_progress
 
 FOLDER = "models/two-heads-ternary-ternary"
-REQUEST = {"prompt": "a red apple", "width": 48, "height": 80, "steps": 4, "seed": 9909}
+REQUEST = {"prompt": "a red apple", "width": 64, "height": 96, "steps": 4, "seed": 9909}
 SCRIPT = """async () => {
   const { createClient } = await load("client");
   globalThis.client = createClient();
@@ -116,7 +116,7 @@ def test_only_other_steps_fetch_the_optional_shards(page: Page, manifest: dict[s
 def test_other_steps_draw_what_diffusers_draws(page: Page, bundle: Path) -> None:
     load(page)
     found = draw(page, steps=3)["latents"]
-    expected = diffusers_picture(bundle, REQUEST["prompt"], (48, 80), 3, REQUEST["seed"]).latents
+    expected = diffusers_picture(bundle, REQUEST["prompt"], (64, 96), 3, REQUEST["seed"]).latents
     errors = [relative_error(a, b) for a, b in zip(found, expected, strict=True)]
     assert max(errors) < 2e-3, errors
 

@@ -146,7 +146,7 @@ def test_a_value_that_dies_within_a_loop_is_refused(calculator: Page) -> None:
         (("components", "decoder"), None, "components.decoder"),
         (("components", "encoder", "tensors", "w", "dtype"), "F8", "F16"),
         (("components", "encoder", "tensors", "w", "shape"), [2, 4], "16 bytes"),
-        (("components", "encoder", "tensors", "w", "parts", 0, "offset"), 32, "inside shard 0"),
+        (("components", "encoder", "tensors", "w", "parts", 0, "offset"), 48, "inside shard 0"),
         (("components", "encoder", "tensors", "w", "parts", 0, "shard"), 1, "shard"),
         (("components", "encoder", "tensors", "w", "expands_to"), {"name": "c", "shape": [1, 5]}, "dtype U8"),
         (("components", "denoiser", "tensors", "t", "expands_to"), None, "dtype U8"),

@@ -61,6 +61,7 @@ def plan(*dispatches: dict[str, Any]) -> dict[str, Any]:
         "symbols": ["rows"],
         "arenas": 1,
         "values": values,
+        "loops": [],
         "dispatches": list(dispatches),
     }
 

@@ -138,7 +138,7 @@ def test_a_load_takes_the_codes_and_one_small_buffer(gpu: Page) -> None:
 def test_a_cancelled_load_leaves_nothing(gpu: Page) -> None:
     result = upload(gpu, TENSORS, CUTS, cancel=True)
     assert result["error"]["code"] == "aborted"
-    assert result["peak"] > STAGING
+    assert result["peak"] > 0
     assert result["left"]["total"] == 0
 
 

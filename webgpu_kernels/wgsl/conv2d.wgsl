@@ -32,13 +32,14 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
         let norm = norm_of(four);
         let x_column = row + tap_column - KERNEL_SIZE / 2u;
 {% if not aligned %}
+        let tap = tap_row * KERNEL_SIZE + tap_column;
         let left = IN_CHANNELS - four * 4u;
 {% endif %}
 {% for c in range(tile_columns) %}
 {% if aligned %}
         let w{{ c }} = load_weights(weight_row{{ c }}, weight_step(step));
 {% else %}
-        let w{{ c }} = four_weights(weight_row{{ c }} + (tap_row * KERNEL_SIZE + tap_column) * IN_CHANNELS + four * 4u, left);
+        let w{{ c }} = four_weights(weight_row{{ c }} + tap * IN_CHANNELS + four * 4u, left);
 {% endif %}
 {% endfor %}
 {% call(r, v) registers.accumulate(tile_rows, tile_columns, 1) %}
@@ -106,7 +107,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) in
     var outputs: array<vec4f, {{ tile_rows * tile_columns // 4 }}>;
 {% for r in range(tile_rows) %}
 {% for c in range(0, tile_columns, 4) %}
-    outputs[{{ (r * tile_columns + c) // 4 }}] = vec4f({% for i in range(4) %}sum{{ r }}_{{ c + i }}{{ ", " if i < 3 }}{% endfor %});
+{% set four = (r * tile_columns + c) // 4 %}
+    outputs[{{ four }}] = vec4f(sum{{ r }}_{{ c }}, sum{{ r }}_{{ c + 1 }}, sum{{ r }}_{{ c + 2 }}, sum{{ r }}_{{ c + 3 }});
 {% endfor %}
 {% endfor %}
     for (var i = 0u; i < {{ tile_rows * tile_columns // 4 }}u; i++) {

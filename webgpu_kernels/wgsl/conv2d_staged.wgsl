@@ -1,7 +1,8 @@
 enable f16;
 // y = conv(x, W) + bias, as conv2d.wgsl, through workgroup memory. Operands are f16, sums f32.
-// 256 threads as 16 x 16 share {{ thread_rows }} rows of 16 pixels by {{ 16 * thread_columns }} output channels. They stage FOURS times four input
-// channels of all the pixels that these need, normalized once for all taps, then the weights of one tap at a time.
+// 256 threads as 16 x 16 share {{ thread_rows }} rows of 16 pixels by {{ 16 * thread_columns }} output channels. They stage four times
+// FOURS input channels of all the pixels that these need, normalized once for all taps, then the weights of one tap
+// at a time.
 {{ interface }}
 override K: u32 = KERNEL_SIZE * KERNEL_SIZE * IN_CHANNELS;
 override TAPS: u32 = KERNEL_SIZE * KERNEL_SIZE;

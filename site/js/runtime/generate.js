@@ -131,12 +131,11 @@ export async function generate(model, wanted, options) {
     const start = performance.now();
     model.context.resetPeak();
     const result = await work();
-    timings[phase] = (timings[phase] ?? 0) + performance.now() - start;
-    peaks[phase] = Math.max(peaks[phase] ?? 0, model.context.peakBytes);
+    [timings[phase], peaks[phase]] = [performance.now() - start, model.context.peakBytes];
     return result;
   };
   const schedule = makeSchedule(model.manifest.schedule, request.steps, grid.tokens);
-  const modulations = await measured("denoise", () => findModulations(model, schedule, options));
+  const modulations = await findModulations(model, schedule, options, (work) => measured("modulation", work));
   const features = await measured("encode", () =>
     model.textFeatures(request.prompt, () => encode(model, request.prompt, options)));
   const history = await measured("denoise", () =>

@@ -6,7 +6,8 @@ import { checkFormat, isRecord } from "./plan.js";
 /**
  * @typedef {{shard: number, offset: number, bytes: number}} Part bytes `offset` .. `offset + bytes` of a shard
  * @typedef {{dtype: "U32" | "F16" | "F32" | "U8", shape: number[], parts: Part[],
- *   expands_to?: {name: string, shape: [number, number]}}} Tensor expands_to: of trits (U8), the codes on the GPU
+ *   expands_to?: {name: string, shape: [number, number]}, copied?: boolean}} Tensor
+ *   expands_to: of trits (U8), the codes on the GPU; copied: copied from, never bound (set by parseManifest)
  * @typedef {{graph: string, plan: string, tensors: Record<string, Tensor>}} Component
  * @typedef {{file: string, bytes: number, sha256: string}} Shard
  * @typedef {{tokenizer: string, prefix: string, suffix: string, length: number, pad_id: number, layers: number[],
@@ -105,6 +106,7 @@ export function parseManifest(json, where) {
     const expected = `F32 [${sigmas.length},${width}] in the denoiser`;
     throw bad("modulation.table", expected, found && [found.dtype, found.shape]);
   }
+  found.copied = true;
   return manifest;
 }
 

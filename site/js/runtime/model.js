@@ -19,7 +19,7 @@ import { checkScheduler } from "./schedule.js";
 import { createShardSource } from "./shards.js";
 import { loadTokenizer } from "./tokenizer.js";
 import { uploadDispatches } from "./trits.js";
-import { loadWeights, prefetch, weightBytes } from "./weights.js";
+import { loadWeights, prefetch, stagingBytes, weightBytes } from "./weights.js";
 
 /**
  * @typedef {import("./device.js").DeviceContext} DeviceContext
@@ -180,7 +180,9 @@ export class Model {
    */
   async withExecutor(name, symbols, options, body) {
     const all = { ...bandSymbols(this.context.device.limits), ...symbols };
-    const bytes = planBytes(this.plans[name], all) + (this.weights.has(name) ? 0 : this.weightBytes(name));
+    const running = planBytes(this.plans[name], all);
+    const loading = stagingBytes(this.manifest.components[name]);
+    const bytes = this.weights.has(name) ? running : this.weightBytes(name) + Math.max(loading, running);
     this.makeRoom(name, bytes, this.memoryBudget);
     const executor = await this.prepared(name, symbols, options).catch((error) => {
       if (error.code !== "out-of-memory" || !this.makeRoom(name, bytes, 0)) throw error;

@@ -14,9 +14,10 @@ import { timestepFeatures } from "./rotary.js";
  * @param {Model} model
  * @param {import("./schedule.js").Schedule} schedule
  * @param {{signal?: AbortSignal, onProgress: import("./model.js").OnProgress}} options
+ * @param {<T>(work: () => Promise<T>) => Promise<T>} measured runs what is computed
  * @returns {Promise<Modulation[]>} one a step
  */
-export async function findModulations(model, { sigmas, timesteps }, options) {
+export async function findModulations(model, { sigmas, timesteps }, options, measured) {
   const known = model.manifest.modulation.sigmas;
   const steps = Array.from(timesteps, (timestep, index) => {
     const sigma = sigmas[index];
@@ -24,7 +25,7 @@ export async function findModulations(model, { sigmas, timesteps }, options) {
   });
   const others = steps.filter(({ row }) => row < 0);
   if (others.some(({ sigma }) => !model.lastModulations.has(sigma))) {
-    const vectors = await compute(model, others.map(({ timestep }) => timestep), options);
+    const vectors = await measured(() => compute(model, others.map(({ timestep }) => timestep), options));
     model.lastModulations = new Map(others.map(({ sigma }, index) => [sigma, vectors[index]]));
   }
   return steps.map(({ row, sigma }) => (row < 0 ? /** @type {Modulation} */ (model.lastModulations.get(sigma)) : row));

@@ -70,7 +70,8 @@ function tooLarge(name, bytes, limit) {
 export function componentPieces(component, limit) {
   return residentTensors(component).map(({ name, bytes, stored }) => {
     const [rows = 1] = stored.expands_to?.shape ?? stored.shape;
-    return { name, stored, list: tensorPieces(name, rows, bytes, limit, stored.expands_to ? TRIT_ROW_STEP : ROW_STEP) };
+    const most = stored.copied ? Infinity : limit;
+    return { name, stored, list: tensorPieces(name, rows, bytes, most, stored.expands_to ? TRIT_ROW_STEP : ROW_STEP) };
   });
 }
 

@@ -12,6 +12,8 @@ import { ALIGNMENT } from "./memory.js";
  * @typedef {Pick<import("./plan.js").Plan, "component" | "dispatches">} Dispatches
  */
 
+const PARAMS_BYTES = 16;
+
 /** @type {Dispatches} */
 const EXPANSION = {
   component: "upload",
@@ -39,7 +41,7 @@ class TritExpander {
     this.context = context;
     this.compiled = compiled;
     this.staging = context.createBuffer("staging", pieceBytes, GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST);
-    this.params = context.createBuffer("staging", 16, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
+    this.params = context.createBuffer("staging", PARAMS_BYTES, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
   }
 
   /**
@@ -91,5 +93,25 @@ export async function openExpander(context, component, pipelines, pieceBytes) {
   const [upload] = uploadDispatches([component]);
   if (!upload) return null;
   const compiled = await context.guard(pipelines.get(upload.dispatches[0], upload.component));
-  return context.scoped("expanding trits", () => new TritExpander(context, compiled, pieceBytes));
+  const most = Math.min(pieceBytes, largestPart(component));
+  return context.scoped("expanding trits", () => new TritExpander(context, compiled, most));
+}
+
+/**
+ * Bytes of the largest part of trits in a shard; 0 for a component without trits.
+ * @param {Component} component
+ */
+function largestPart({ tensors }) {
+  const trits = Object.values(tensors).filter((tensor) => tensor.expands_to);
+  return Math.max(0, ...trits.flatMap(({ parts }) => parts.map(({ bytes }) => bytes)));
+}
+
+/**
+ * Bytes on the GPU that loading a component takes beside its weights, until they are there.
+ * @param {Component} component
+ * @param {number} pieceBytes that the expander gets at most
+ */
+export function expanderBytes(component, pieceBytes) {
+  const most = Math.min(pieceBytes, largestPart(component));
+  return most ? most + PARAMS_BYTES : 0;
 }

@@ -5,7 +5,7 @@ import { throwIfAborted } from "./errors.js";
 import { shardsOf, TRIT_UNIT } from "./manifest.js";
 import { ALIGNMENT, roundUp } from "./memory.js";
 import { bindingLimit, componentPieces } from "./rows.js";
-import { openExpander } from "./trits.js";
+import { expanderBytes, openExpander } from "./trits.js";
 
 /**
  * @typedef {import("./device.js").DeviceContext} DeviceContext
@@ -62,6 +62,14 @@ export function placeTensors(component, bufferBytes, limit) {
 export function weightBytes(component, limits, bindingBytes) {
   const { sizes } = placeTensors(component, Math.min(BUFFER_BYTES, limits.maxBufferSize), bindingLimit(limits, bindingBytes));
   return sizes.reduce((a, b) => a + b, 0);
+}
+
+/**
+ * Bytes that loading takes of the GPU meanwhile, beside the weights themselves.
+ * @param {Component} component
+ */
+export function stagingBytes(component) {
+  return expanderBytes(component, PIECE_BYTES);
 }
 
 /**

@@ -1,5 +1,5 @@
 {# Pictures and the window of one that a binding holds, for the conv2d templates. #}
-// Rows and columns count over the convolved picture, which is y's too{{ ": x with every pixel four times" if upsample }}.
+// Rows and columns count over the convolved picture{{ ", x with every pixel four times" if upsample }}; y has the same.
 fn picture_height() -> u32 {
     return params.height{{ " * 2u" if upsample }};
 }
@@ -89,5 +89,6 @@ fn store_value(row: u32, column: u32, channel: u32, sum: f32) {
     let residual_row = (row - params.residual_first) * picture_width();
     let other = residual[params.residual_offset + (residual_row + column) * OUT_CHANNELS + channel];
 {% endif %}
-    y[at] = sum{{ " + bias[channel]" if bias }}{{ {"none": "", "add": " + other", "accumulate": " + y[at]"}[residual] }};
+{% set summand = {"none": "", "add": " + other", "accumulate": " + y[at]"}[residual] %}
+    y[at] = sum{{ " + bias[channel]" if bias }}{{ summand }};
 }
