@@ -48,11 +48,12 @@ def has_gpu() -> bool:
     return any((devices / "dri").glob("renderD*")) or any(devices.glob("nvidia[0-9]*"))
 
 
-def flags(adapter: str = "auto") -> list[str]:
+def flags(adapter: str = "auto", *, headless: bool = True) -> list[str]:
     """Command line flags for WebGPU on this machine.
 
     Args:
         adapter: "software" for the CPU adapter, "hardware" for the GPU, "auto" for the GPU if there is one.
+        headless: without a window; a GPU without a display is usable only so.
 
     Raises:
         ValueError: another adapter name.
@@ -62,7 +63,8 @@ def flags(adapter: str = "auto") -> list[str]:
     software = adapter == "software" or (adapter == "auto" and not has_gpu())
     chosen = list(SOFTWARE_FLAGS if software else HARDWARE_FLAGS)
     if not software and sys.platform.startswith("linux"):
-        chosen += ["--enable-features=Vulkan", "--use-angle=vulkan"]
+        chosen += ["--enable-features=Vulkan", "--use-angle=vulkan", "--use-vulkan=native"]
+        chosen += ["--disable-vulkan-surface"] if headless else []
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         chosen.append("--no-sandbox")  # Chromium refuses to start its sandbox as root
     return [*chosen, *QUIET_FLAGS]
@@ -142,8 +144,9 @@ def launch(adapter: str = "auto", *, headless: bool = True) -> Iterator[Browser]
     """
     with sync_playwright() as playwright:
         path = find(playwright) or install(playwright)
+        wanted = flags(adapter, headless=headless)
         try:
-            browser = playwright.chromium.launch(executable_path=path, headless=headless, args=flags(adapter))
+            browser = playwright.chromium.launch(executable_path=path, headless=headless, args=wanted)
         except PlaywrightError as error:
             reason = str(error).strip().splitlines()[0]
             raise NoBrowser(f"expected {path} to start, found: {reason}") from error
