@@ -42,7 +42,10 @@ def test_generate_writes_picture_latents_and_facts(bundle, tmp_path):
     assert facts["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert (facts["width"], facts["height"], facts["seed"], facts["steps"]) == (48, 64, 12, 3)
     assert facts["prompt"] == "火箭，蓝色背景" and facts["variant"] == "ternary" and "swiftshader" in facts["adapter"]
-    assert set(facts["peak_bytes"]) == {"encode", "denoise", "decode"} and min(facts["peak_bytes"].values()) > 1e5
+    assert (
+        set(facts["peak_bytes"]) == {"modulation", "encode", "denoise", "decode"}
+        and min(facts["peak_bytes"].values()) > 1e5
+    )
     assert {"compile", "download", "encode", "denoise", "decode", "total"} == set(facts["seconds"])
     image = Image.open(out)
     assert image.size == (48, 64) and len(image.getcolors(48 * 64)) > 16
