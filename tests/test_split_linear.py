@@ -58,7 +58,7 @@ def test_parts_take_less_memory(exported, monkeypatch) -> None:
     whole, parts = (plan_bytes(lowered(path, wide, monkeypatch), symbols) for wide in (10**9, 256))
     stream = 4 * (4096 + 512) * 256
     assert whole["largest_binding"] == 9 * stream and parts["largest_binding"] == 4 * stream
-    assert parts["arenas"] < 11 * stream < 16 * stream < whole["arenas"]
+    assert parts["arenas"] < 11 * stream < 16 * stream <= whole["arenas"]
 
 
 def product(makers) -> tuple[ir.Model, dict[str, np.ndarray]]:
