@@ -8,7 +8,7 @@ from typing import Any
 
 from exporter.lower.memory import ALIGNMENT
 from exporter.lower.plan_bytes import PADDING, plan_bytes, round_up
-from exporter.manifest import Manifest
+from exporter.manifest import Manifest, first_download
 from exporter.shards import DTYPES
 
 KEEP_ALL_BYTES = 256_000_000  # of shards; above it the encoder's weights are only there while it works
@@ -54,8 +54,7 @@ def phase_bytes(manifest: Manifest, plans: Mapping[str, dict[str, Any]]) -> dict
     """
     components = manifest["components"]
     weights = {name: weight_bytes(components[name]) for name in PHASES.values()}
-    shards = {part["shard"] for name in weights for r in components[name]["tensors"].values() for part in r["parts"]}
-    keeps_encoder = sum(manifest["shards"][index]["bytes"] for index in shards) <= KEEP_ALL_BYTES
+    keeps_encoder = first_download(manifest) <= KEEP_ALL_BYTES
     later = sum(weights.values()) - (0 if keeps_encoder else weights["encoder"])
     resident = {"encode": sum(weights.values()), "denoise": later, "decode": later}
     found = {}

@@ -109,11 +109,6 @@ def check(manifest: Any, where: str) -> None:
             f"{where}: expected a bundle of format {FORMAT}, found format {version}:"
             " written by a newer Bitbrush; update this one"
         )
-    if version < FORMAT:
-        raise BadBundle(
-            f"{where}: expected a bundle of format {FORMAT}, found format {version}:"
-            " written by an older Bitbrush; export it again"
-        )
     _check_keys(manifest, _TOP, where, "")
     commit = manifest.get("commit", "0" * 40)  # only of a source on the Hub
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):

@@ -110,6 +110,7 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
     if weights_url is None:
         for shard in manifest["shards"]:
             _place_shard(bundle.path / shard["file"], out / shard["file"])
+    first, all_shards = first_download(manifest), sum(shard["bytes"] for shard in manifest["shards"])
     small_files = sum(path.stat().st_size for path in folder.rglob("*.json"))
     entry = {
         "id": identity,
@@ -117,8 +118,8 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
         "variant": manifest["variant"],
         "weights": manifest["weights"],
         "manifest": f"{identity}/manifest.json",
-        "bytes": first_download(manifest) + small_files,
-        "other_bytes": sum(shard["bytes"] for shard in manifest["shards"]) - first_download(manifest),
+        "bytes": first + small_files,
+        "other_bytes": all_shards - first,
         "steps": manifest["schedule"]["steps"],
         "channels": manifest["latents"]["channels"],
         "sizes": manifest["sizes"],

@@ -3,6 +3,7 @@ enable f16;
 // 256 threads as 16 x 16 share {{ thread_rows }} rows of 16 pixels by {{ 16 * thread_columns }} output channels. They stage four times
 // FOURS input channels of all the pixels that these need, normalized once for all taps, then the weights of one tap
 // at a time.
+{% import "lib/tile.wgsl" as registers %}
 {{ interface }}
 override K: u32 = KERNEL_SIZE * KERNEL_SIZE * IN_CHANNELS;
 override TAPS: u32 = KERNEL_SIZE * KERNEL_SIZE;
@@ -89,12 +90,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {% for c in range(thread_columns) %}
             let w{{ c }} = vec4f(staged_w[four * W_LINE + across + {{ 16 * c }}u]);
 {% endfor %}
-{% for r in range(thread_rows) %}
-            let v{{ r }} = vec4f(staged_x[four * X_LINE + first_x + {{ r }}u * LINE]);
-{% for c in range(thread_columns) %}
-            sum{{ r }}_{{ c }} += dot(v{{ r }}, w{{ c }});
-{% endfor %}
-{% endfor %}
+{% call(r, v) registers.accumulate(thread_rows, thread_columns, 1) %}
+        vec4f(staged_x[four * X_LINE + first_x + {{ r }}u * LINE])
+{% endcall %}
         }
     }
 {% for r in range(thread_rows) %}

@@ -113,7 +113,7 @@ function decode(model, latents, { rows, columns }, options) {
  * Make a picture. Afterwards, whatever happened, the GPU holds the model's weights and nothing else.
  * @param {Model} model
  * @param {Partial<Record<keyof Request, unknown>>} wanted
- * @param {Options & {latents?: boolean}} options latents: return them and the text features, too, and the text features
+ * @param {Options & {latents?: boolean}} options latents: return them and the text features, too
  * @returns {Promise<Picture>}
  */
 export async function generate(model, wanted, options) {

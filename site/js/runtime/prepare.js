@@ -81,7 +81,7 @@ function build(executor, compiled, symbols, tensors) {
     const bound = entry.bindings.map((binding) => findBinding(binding.name, dispatch, known, where));
     checkAliases(entry, bound, where);
     checkBindingSizes(bound, context.device.limits, where);
-    const resources = [...bound, { buffer: uniformBuffer, offset: order * slot, size: roundUp(entry.uniforms.length * 4, 16) }];
+    const resources = [...bound, { buffer: uniformBuffer, offset: order * slot, size: roundUp(entry.uniforms.length * 4, PADDING) }];
     const bindGroup = context.device.createBindGroup({
       layout, entries: resources.map((resource, binding) => ({ binding, resource })),
     });
@@ -175,7 +175,7 @@ function findBinding(name, dispatch, { places, tensors, symbols }, where) {
  */
 function windowOf(place, window, symbols, where) {
   const start = 4 * evaluateCount(window.first, symbols, `${where}, first`);
-  const size = roundUp(4 * evaluateCount(window.elements, symbols, `${where}, elements`, 1), 16);
+  const size = roundUp(4 * evaluateCount(window.elements, symbols, `${where}, elements`, 1), PADDING);
   if (start % ALIGNMENT !== 0 || start + size > place.size) {
     throw new BitbrushError("bad-bundle", `${where}: expected a window from a multiple of ${ALIGNMENT} bytes inside ` +
       `${place.size} bytes, found bytes ${start} to ${start + size}`);
@@ -186,7 +186,7 @@ function windowOf(place, window, symbols, where) {
 /**
  * Some rows of a stored tensor.
  * @param {TensorPlace} place of all of it
- * @param {{tensor: string, first: number, rows: number}} target
+ * @param {import("./plan.js").Rows} target
  * @param {string} where
  * @returns {TensorPlace}
  */

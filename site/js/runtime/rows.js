@@ -9,7 +9,7 @@ import { residentTensors } from "./manifest.js";
  * @typedef {import("./plan.js").Plan} Plan
  * @typedef {import("./plan.js").Binding} Binding
  * @typedef {{name: string, first: number, rows: number, bytes: number}} Piece rows `first` .. `first + rows`
- * @typedef {{tensor: string, first: number, rows: number}} Rows of one piece
+ * @typedef {import("./plan.js").Rows} Rows of one piece
  */
 
 /** So many rows of any stored matrix, scale or bias are a multiple of 256 bytes, where bindings may start. */

@@ -93,17 +93,18 @@ export async function openExpander(context, component, pipelines, pieceBytes) {
   const [upload] = uploadDispatches([component]);
   if (!upload) return null;
   const compiled = await context.guard(pipelines.get(upload.dispatches[0], upload.component));
-  const most = Math.min(pieceBytes, largestPart(component));
+  const most = largestPiece(component, pieceBytes);
   return context.scoped("expanding trits", () => new TritExpander(context, compiled, most));
 }
 
 /**
- * Bytes of the largest part of trits in a shard; 0 for a component without trits.
+ * Bytes of the largest piece of trits that `write` gets; 0 for a component without trits.
  * @param {Component} component
+ * @param {number} pieceBytes at most
  */
-function largestPart({ tensors }) {
+function largestPiece({ tensors }, pieceBytes) {
   const trits = Object.values(tensors).filter((tensor) => tensor.expands_to);
-  return Math.max(0, ...trits.flatMap(({ parts }) => parts.map(({ bytes }) => bytes)));
+  return Math.min(pieceBytes, Math.max(0, ...trits.flatMap(({ parts }) => parts.map(({ bytes }) => bytes))));
 }
 
 /**
@@ -112,6 +113,6 @@ function largestPart({ tensors }) {
  * @param {number} pieceBytes that the expander gets at most
  */
 export function expanderBytes(component, pieceBytes) {
-  const most = Math.min(pieceBytes, largestPart(component));
+  const most = largestPiece(component, pieceBytes);
   return most ? most + PARAMS_BYTES : 0;
 }

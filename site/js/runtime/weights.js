@@ -2,6 +2,7 @@
 // written in small pieces, and are let go at once, so neither the page nor the driver holds them twice.
 
 import { throwIfAborted } from "./errors.js";
+import { PADDING } from "./layout.js";
 import { shardsOf, TRIT_UNIT } from "./manifest.js";
 import { ALIGNMENT, roundUp } from "./memory.js";
 import { bindingLimit, componentPieces } from "./rows.js";
@@ -40,7 +41,7 @@ export function placeTensors(component, bufferBytes, limit) {
   const pieces = componentPieces(component, limit).flatMap(({ stored, list }) =>
     list.map((piece) => ({ stored, ...piece })));
   const places = pieces.map((piece) => {
-    const size = roundUp(Math.max(piece.bytes, 16), 16);
+    const size = roundUp(Math.max(piece.bytes, PADDING), PADDING);
     const last = sizes.length - 1;
     const offset = last < 0 ? 0 : roundUp(sizes[last], ALIGNMENT);
     if (last >= 0 && offset + size <= bufferBytes) {

@@ -2,6 +2,7 @@
    16 thread_rows by 16 thread_columns outputs and stage `depth` of K at once as {{ operand }}; sums are f32 in named
    variables. The file that includes this defines x_row, load_x, weights_of, store and the overrides STEPS (of
    4 vectors of K) and COLUMN_COUNT. #}
+{% import "lib/tile.wgsl" as registers %}
 {% set rows = 16 * thread_rows %}
 {% set columns = 16 * thread_columns %}
 {% set fours = depth // 4 %}
@@ -58,12 +59,9 @@ fn staged_product(first_row: u32, first_column: u32, thread: u32) {
 {% for c in range(thread_columns) %}
             let w{{ c }} = vec4f(staged_w[four * W_LINE + across + {{ 16 * c }}u]);
 {% endfor %}
-{% for r in range(thread_rows) %}
-            let v{{ r }} = vec4f(staged_x[four * X_LINE + down + {{ 16 * r }}u]);
-{% for c in range(thread_columns) %}
-            sum{{ r }}_{{ c }} += dot(v{{ r }}, w{{ c }});
-{% endfor %}
-{% endfor %}
+{% call(r, v) registers.accumulate(thread_rows, thread_columns, 1) %}
+        vec4f(staged_x[four * X_LINE + down + {{ 16 * r }}u])
+{% endcall %}
         }
     }
 {% for r in range(thread_rows) %}
