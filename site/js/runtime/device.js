@@ -178,6 +178,16 @@ export class DeviceContext {
     this.live.delete(buffer);
   }
 
+  /**
+   * Wait until the memory of destroyed buffers is back: the driver lets go of it with the end of the next submit.
+   * Else what is allocated next would lie beside it.
+   */
+  async settle() {
+    if (this.isLost) return;
+    this.device.queue.submit([this.device.createCommandEncoder().finish()]);
+    await Promise.race([this.device.queue.onSubmittedWorkDone(), this.lost]).catch(() => {}); // guard() reports a loss
+  }
+
   /** Count the peak from now on. */
   resetPeak() {
     this.peakBytes = this.liveBytes;

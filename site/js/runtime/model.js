@@ -183,9 +183,10 @@ export class Model {
     const running = planBytes(this.plans[name], all);
     const loading = stagingBytes(this.manifest.components[name]);
     const bytes = this.weights.has(name) ? running : this.weightBytes(name) + Math.max(loading, running);
-    this.makeRoom(name, bytes, this.memoryBudget);
-    const executor = await this.prepared(name, symbols, options).catch((error) => {
+    if (this.makeRoom(name, bytes, this.memoryBudget)) await this.context.settle();
+    const executor = await this.prepared(name, symbols, options).catch(async (error) => {
       if (error.code !== "out-of-memory" || !this.makeRoom(name, bytes, 0)) throw error;
+      await this.context.settle();
       this.context.resetPeak(); // what was refused never was in use
       return this.prepared(name, symbols, options);
     });
@@ -193,6 +194,7 @@ export class Model {
       return await body(executor);
     } finally {
       executor.destroy();
+      await this.context.settle();
     }
   }
 
@@ -222,7 +224,10 @@ export class Model {
       this.lastText = { prompt, features };
       return features;
     } finally {
-      if (!this.keepsEncoder) this.freeWeights("encoder");
+      if (!this.keepsEncoder) {
+        this.freeWeights("encoder");
+        await this.context.settle();
+      }
     }
   }
 
