@@ -7,7 +7,7 @@
 FORMAT is diffusers, mlx, gemlite or gguf, WEIGHTS binary or ternary; `check` wants them where the bundle has others,
 as a diffusers folder's may with `--weights keep`. The weights are those of `--synthetic klein-4b`, all 36 layers of
 the text encoder among them, with scales that every format holds exactly: codes, scales, offsets and dense values of
-a bundle are compared bit for bit. Files are streamed, so writing takes up to 3 GB of memory. A component's folder
+a bundle are compared bit for bit. Files are streamed, so writing takes up to 5 GB of memory. A component's folder
 that is there already is kept, so that formats can share it.
 """
 
