@@ -26,10 +26,11 @@ def _cases(name: str) -> dict[str, Case]:
 
 def _runs() -> list[Any]:
     return [
-        pytest.param(kernel.name, variant, case, id=f"{kernel.name}-{variant.name}-{case}")
+        pytest.param(kernel.name, variant, name, id=f"{kernel.name}-{variant.name}-{name}")
         for kernel in KERNELS.values()
         for variant in kernel.variants
-        for case in _cases(kernel.name)
+        for name, case in _cases(kernel.name).items()
+        if variant.serves(kernel.complete(case.options)) and variant.fits(case.constants)
     ]
 
 
