@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent
 DIST = ROOT / "dist"
 CACHE = ROOT / ".cache" / "sites"
 CACHED_SITES = 8
+BENCH = ROOT / ".cache" / "bench"
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +48,14 @@ def _whole(text: str) -> int:
     if not re.fullmatch(r"\d{1,18}", text):
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, found {text!r}")
     return int(text)
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"expected a regular expression, found {text!r}: {error}") from error
+    return text
 
 
 def _layers(text: str) -> tuple[int, ...]:
@@ -100,6 +109,25 @@ def make_parser() -> Parser:
     site.add_argument("-o", "--out", type=Path, default=DIST)
     site.add_argument("--weights-url", help="https address of the folder that holds shards/")
     site.add_argument("--space", metavar="USER/NAME", help="also write the README.md of a static Space")
+
+    bench = verbs.add_parser("bench", help="measure kernels and whole components in headless Chrome")
+    bench.add_argument(
+        "--model",
+        action="append",
+        choices=("matmul", "pocket", "klein-4b"),
+        help="default: all that the adapter can do",
+    )
+    bench.add_argument("--weights", choices=("binary", "ternary"), default="ternary")
+    bench.add_argument("--size", type=_size, action="append", help="of the pictures (default: 512x512 and 1024x1024)")
+    bench.add_argument(
+        "--only", type=_pattern, metavar="REGEX", help="what matches, such as 'denoiser linear' or 'whole'"
+    )
+    bench.add_argument("--variant", metavar="NAME", help="this variant of every kernel that has it, no others")
+    bench.add_argument("--runs", type=_whole, default=5, help="of which medians are taken (default 5)")
+    bench.add_argument("--adapter", choices=("auto", "software", "hardware"), default="auto")
+    bench.add_argument("--all-features", action="store_true", help="with what browsers keep behind flags")
+    bench.add_argument("--no-whole", action="store_true", help="kernels alone")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers as JSON")
 
     verbs.add_parser("test", help="run the tests; further arguments go to pytest", add_help=False)
     return parser
@@ -297,11 +325,47 @@ def site(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {', '.join(entry['id'] for entry in entries)}")
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from exporter import bench as benches
+    from exporter.browser import has_gpu
+
+    software = arguments.adapter == "software" or (arguments.adapter == "auto" and not has_gpu())
+    # On a CPU a picture of klein-4b takes an hour, one of pocket half a minute.
+    models = tuple(arguments.model or (("matmul", "pocket") if software else benches.MODELS))
+    sizes = tuple(arguments.size or ([(256, 256)] if software else [(512, 512), (1024, 1024)]))
+    wanted = benches.Wanted(
+        models,
+        sizes,
+        benches.PRODUCTS["software" if software else "hardware"],
+        weights=arguments.weights,
+        adapter=arguments.adapter,
+        all_features=arguments.all_features,
+        only=arguments.only,
+        variant=arguments.variant,
+        runs=max(1, arguments.runs),
+        whole=not arguments.no_whole,
+    )
+    found = benches.run(wanted, BENCH)
+    print("\n".join(benches.lines_of(found)))
+    if arguments.json:
+        _write(arguments.json, json.dumps(asdict(found), ensure_ascii=False, indent=1).encode() + b"\n")
+
+
 def test(arguments: argparse.Namespace) -> int:
     return subprocess.run([sys.executable, "-m", "pytest", *arguments.rest], cwd=ROOT, check=False).returncode
 
 
-VERBS = {None: build, "serve": serve, "generate": generate, "export": export, "site": site, "test": test}
+VERBS = {
+    None: build,
+    "serve": serve,
+    "generate": generate,
+    "export": export,
+    "site": site,
+    "bench": bench,
+    "test": test,
+}
 
 
 def _report(error: object, code: int) -> int:

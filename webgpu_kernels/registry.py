@@ -47,6 +47,7 @@ class Variant:
     constants and (integer) options, or is a function of the options that gives them.
     `context` is passed to the template beside the options;
     `elements(options)` names bindings whose array element is not the binding's dtype (vec4f, ...).
+    `default`: whether a page may choose it by itself; else it runs only where it is asked for by name.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Variant:
     context: Mapping[str, Any] = field(default_factory=dict)
     elements: Callable[[Options], Mapping[str, str]] = lambda options: {}  # WGSL element types
     error: float | None = None  # bound on the normalized error, where it differs from the case's
+    default: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class Rendered:
             "file": self.file,
             "features": list(self.variant.features),
             "limits": dict(self.variant.limits),
+            "default": self.variant.default,
+            "error": self.variant.error,
             "bindings": [
                 {"name": b.name, "access": b.access, "dtype": b.dtype}
                 for b in self.record.present_bindings(self.options)

@@ -12,7 +12,12 @@ import { fetchJson, fetchText } from "./files.js";
  * @typedef {{name: string, access: "read" | "read_write", dtype: string}} KernelBinding
  * @typedef {{kernel: string, options: Record<string, unknown>, variant: string, file: string, features: string[],
  *   limits: Record<string, number>, bindings: KernelBinding[], uniforms: {name: string, type: "u32" | "f32"}[],
- *   constants: string[], groups: [Expression, Expression, Expression]}} KernelEntry one line of kernels/index.json
+ *   constants: string[], groups: [Expression, Expression, Expression], default?: boolean, error?: number | null,
+ *   matrix?: [string, string, number, number, number] | null, converts?: Record<string, string>}} KernelEntry
+ *   one line of kernels/index.json. default: whether it may be chosen without being asked for; error: its greatest
+ *   relative error, null where it computes as exactly as the baseline
+ * @typedef {{features: {has: (feature: string) => boolean}, limits: Record<string, number>,
+ *   matrices?: import("./device.js").MatrixConfig[]}} Offer what a device has
  * @typedef {{entry: KernelEntry, pipeline: GPUComputePipeline, layout: GPUBindGroupLayout}} Compiled
  */
 
@@ -26,23 +31,50 @@ function optionKey(kernel, options) {
 }
 
 /**
- * The last listed variant that the device can run; for the encoder none that computes in f16, because its
- * values pass what f16 holds.
- * @param {KernelEntry[]} variants baseline first
- * @param {{has: (feature: string) => boolean}} features
- * @param {Record<string, number>} limits
- * @param {{component: string, forceVariant?: string}} policy forceVariant: taken where a kernel has it,
- *   the baseline elsewhere
- * @returns {KernelEntry}
+ * Dispatches with the same key run the same variant.
+ * @param {Pick<Dispatch, "kernel" | "options">} dispatch
+ * @param {string} component
  */
-export function chooseVariant(variants, features, limits, policy) {
-  const possible = variants.filter((variant) =>
+export function choiceKey({ kernel, options }, component) {
+  return `${component === "encoder" ? "encoder " : ""}${optionKey(kernel, options)}`;
+}
+
+/**
+ * The variants that a device can run and a component may use: for the encoder none that rounds operands to f16 or
+ * int8, because its values pass what those hold.
+ * @param {KernelEntry[]} variants baseline first
+ * @param {Offer} offer
+ * @param {string} component
+ */
+export function possibleVariants(variants, { features, limits, matrices = [] }, component) {
+  return variants.filter((variant) =>
     variant.features.every((feature) => features.has(feature)) &&
     Object.entries(variant.limits).every(([name, needed]) => (limits[name] ?? 0) >= needed) &&
-    !(policy.component === "encoder" && variant.features.includes("shader-f16")));
-  if (policy.forceVariant) return possible.find((variant) => variant.variant === policy.forceVariant) ?? variants[0];
-  const chosen = possible.at(-1);
-  if (chosen) return chosen;
+    (!variant.matrix || matrices.some((config) => String(variant.matrix) ===
+      String([config.componentType, config.resultType, config.M, config.N, config.K]))) &&
+    !(component === "encoder" && roundsOperands(variant)));
+}
+
+/** @param {KernelEntry} variant */
+function roundsOperands(variant) {
+  return variant.features.includes("shader-f16") || Object.keys(variant.converts ?? {}).length > 0;
+}
+
+/**
+ * The variant to compile: the one asked for, else the one that was chosen on this device (choice.js), else the last
+ * one that may be chosen without being asked for.
+ * @param {KernelEntry[]} variants baseline first
+ * @param {Offer} offer
+ * @param {{component: string, forceVariant?: string, chosen?: string}} policy forceVariant: taken where a kernel has
+ *   it, the baseline elsewhere
+ * @returns {KernelEntry}
+ */
+export function chooseVariant(variants, offer, { component, forceVariant, chosen }) {
+  const possible = possibleVariants(variants, offer, component);
+  if (forceVariant) return possible.find((variant) => variant.variant === forceVariant) ?? variants[0];
+  const found = possible.find((variant) => variant.variant === chosen) ??
+    possible.findLast((variant) => variant.default !== false);
+  if (found) return found;
   const { kernel, limits: needed } = variants[0];
   throw new BitbrushError("limit-too-low", `kernel ${kernel}: its baseline needs ${show(needed)}, which this device lacks`);
 }
@@ -65,6 +97,12 @@ export class Pipelines {
       const key = optionKey(entry.kernel, entry.options);
       this.variants.set(key, [...(this.variants.get(key) ?? []), entry]);
     }
+    /** Names of variants by `choiceKey`, made on this device. @type {Map<string, string>} */
+    this.choice = new Map();
+    const limits = /** @type {Record<string, number>} */ (/** @type {unknown} */ (context.device.limits));
+    const matrices = context.facts.subgroupMatrixConfigs;
+    /** @type {Offer} */
+    this.offer = { features: context.features, limits, matrices };
     /** @type {Map<string, Promise<{module: GPUShaderModule, code: string}>>} */
     this.modules = new Map();
     /** @type {Map<string, GPUBindGroupLayout>} */
@@ -74,20 +112,26 @@ export class Pipelines {
   }
 
   /**
+   * All variants of a dispatch's kernel, baseline first.
+   * @param {Pick<Dispatch, "kernel" | "options">} dispatch
+   */
+  variantsOf(dispatch) {
+    const variants = this.variants.get(optionKey(dispatch.kernel, dispatch.options));
+    if (variants) return variants;
+    throw new BitbrushError("bad-bundle",
+      `kernel ${dispatch.kernel} with ${show(dispatch.options)}: expected in the kernel index, found none`);
+  }
+
+  /**
    * The pipeline of one dispatch.
    * @param {Dispatch} dispatch
    * @param {string} component
+   * @param {string} [variant] instead of the one that was chosen or forced, where the kernel has it
    * @returns {Promise<Compiled>}
    */
-  get(dispatch, component) {
-    const variants = this.variants.get(optionKey(dispatch.kernel, dispatch.options));
-    if (!variants) {
-      return Promise.reject(new BitbrushError("bad-bundle",
-        `kernel ${dispatch.kernel} with ${show(dispatch.options)}: expected in the kernel index, found none`));
-    }
-    const { device } = this.context;
-    const limits = /** @type {Record<string, number>} */ (/** @type {unknown} */ (device.limits));
-    const entry = chooseVariant(variants, device.features, limits, { component, forceVariant: this.forceVariant });
+  get(dispatch, component, variant = this.forceVariant) {
+    const chosen = this.choice.get(choiceKey(dispatch, component));
+    const entry = chooseVariant(this.variantsOf(dispatch), this.offer, { component, forceVariant: variant, chosen });
     const key = `${entry.file} ${JSON.stringify(Object.entries(dispatch.constants).sort())}`;
     let compiled = this.compiled.get(key);
     if (!compiled) {

@@ -6,6 +6,7 @@ import { Executor } from "./executor.js";
 import { evaluate, evaluateCount } from "./expressions.js";
 import { PADDING, layoutValues, uniformSlot } from "./layout.js";
 import { ALIGNMENT, roundUp } from "./memory.js";
+import { estimateWork } from "./work.js";
 
 /**
  * @typedef {import("./device.js").DeviceContext} DeviceContext
@@ -20,23 +21,6 @@ import { ALIGNMENT, roundUp } from "./memory.js";
  */
 
 const MAX_GROUPS = 65535;
-
-/**
- * Multiply-adds of a dispatch, roughly.
- * @param {Dispatch} dispatch
- * @param {Uniforms} sizes uniforms and constants
- * @param {number[]} groups
- */
-function estimateWork({ kernel, options }, sizes, groups) {
-  const overhead = 256 * groups[0] * groups[1] * groups[2];
-  if (kernel === "linear") return overhead + sizes.rows * sizes.N * sizes.K;
-  if (kernel === "conv2d") {
-    const pixels = sizes.rows * sizes.width * (options.upsample ? 2 : 1);
-    return overhead + pixels * sizes.IN_CHANNELS * sizes.OUT_CHANNELS * sizes.KERNEL_SIZE ** 2;
-  }
-  if (kernel === "attention") return overhead + 2 * sizes.q_tokens * sizes.kv_tokens * sizes.HEADS * sizes.HEAD_SIZE;
-  return overhead;
-}
 
 /**
  * Make a plan ready to run at given sizes. On any error nothing stays allocated.
@@ -91,7 +75,8 @@ function build(executor, compiled, symbols, tensors) {
     if (most > MAX_GROUPS) {
       throw new BitbrushError("limit-too-low", `${where}: needs ${most} workgroups in one direction, WebGPU allows ${MAX_GROUPS}`);
     }
-    return { pipeline, bindGroup, groups, work: estimateWork(dispatch, sizes, groups) };
+    const bytes = bound.reduce((sum, place) => sum + place.size, 0);
+    return { pipeline, bindGroup, groups, work: estimateWork(dispatch, sizes, bytes) };
   });
   context.device.queue.writeBuffer(uniformBuffer, 0, uniformBytes);
 }
