@@ -50,14 +50,6 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"expected a regular expression, found {text!r}: {error}") from error
-    return text
-
-
 def _layers(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", text):
         raise argparse.ArgumentTypeError(f"expected layer numbers, such as 9,18,27, found {text!r}")
@@ -83,6 +75,10 @@ def make_parser() -> Parser:
     draw.add_argument("--model", default="pocket", metavar="NAME|BUNDLE")
     draw.add_argument("--variant", help="binary or ternary (default: ternary if the model has it)")
     draw.add_argument("--adapter", choices=("auto", "software", "hardware"), default="auto")
+    draw.add_argument(
+        "--kernels", metavar="NAME", help="this variant of every kernel that has it (default: the page's)"
+    )
+    draw.add_argument("--all-features", action="store_true", help="with what browsers keep behind flags")
     draw.add_argument("-o", "--out", type=Path, help="default: out.png")
     draw.add_argument("--latents-out", type=Path, help="write f32 [steps, image_tokens, channels] as .npy")
     draw.add_argument("--json", action="store_true", help="print the facts as JSON")
@@ -110,24 +106,11 @@ def make_parser() -> Parser:
     site.add_argument("--weights-url", help="https address of the folder that holds shards/")
     site.add_argument("--space", metavar="USER/NAME", help="also write the README.md of a static Space")
 
-    bench = verbs.add_parser("bench", help="measure kernels and whole components in headless Chrome")
-    bench.add_argument(
-        "--model",
-        action="append",
-        choices=("matmul", "pocket", "klein-4b"),
-        help="default: all that the adapter can do",
+    from exporter.bench.arguments import add_arguments
+
+    add_arguments(
+        verbs.add_parser("bench", help="measure kernels and whole components in headless Chrome"), _size, _whole
     )
-    bench.add_argument("--weights", choices=("binary", "ternary"), default="ternary")
-    bench.add_argument("--size", type=_size, action="append", help="of the pictures (default: 512x512 and 1024x1024)")
-    bench.add_argument(
-        "--only", type=_pattern, metavar="REGEX", help="what matches, such as 'denoiser linear' or 'whole'"
-    )
-    bench.add_argument("--variant", metavar="NAME", help="this variant of every kernel that has it, no others")
-    bench.add_argument("--runs", type=_whole, default=5, help="of which medians are taken (default 5)")
-    bench.add_argument("--adapter", choices=("auto", "software", "hardware"), default="auto")
-    bench.add_argument("--all-features", action="store_true", help="with what browsers keep behind flags")
-    bench.add_argument("--no-whole", action="store_true", help="kernels alone")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers as JSON")
 
     verbs.add_parser("test", help="run the tests; further arguments go to pytest", add_help=False)
     return parser
@@ -225,7 +208,8 @@ def generate(arguments: argparse.Namespace) -> None:
     page.check_request(request, manifest["sizes"])
     site, chosen = _site_for(bundles, manifest)
     wants_latents = arguments.latents_out is not None
-    picture = page.generate(site, chosen, request, latents=wants_latents, adapter=arguments.adapter)
+    setup = page.Setup(arguments.kernels, arguments.all_features)
+    picture = page.generate(site, chosen, request, latents=wants_latents, adapter=arguments.adapter, setup=setup)
     _write(out, picture.png)
     if picture.latents is not None:
         _write(arguments.latents_out, page.npy_bytes(picture.latents))
@@ -237,6 +221,7 @@ def generate(arguments: argparse.Namespace) -> None:
 def generate_all(arguments: argparse.Namespace) -> None:
     """`generate` with a file of prompts: one browser session, one file a line."""
     from exporter import batch
+    from exporter.generate import Setup
 
     if arguments.latents_out:
         raise BadArguments("--latents-out: expected it with one prompt, found it with --prompts")
@@ -246,7 +231,8 @@ def generate_all(arguments: argparse.Namespace) -> None:
     jobs = batch.read_jobs(arguments.prompts, _request(arguments, manifest, ""), manifest["sizes"])
     site, chosen = _site_for(bundles, manifest)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    summary = batch.draw_all(site, chosen, jobs, arguments.out, _write, arguments.adapter)
+    setup = Setup(arguments.kernels, arguments.all_features)
+    summary = batch.draw_all(site, chosen, jobs, arguments.out, _write, arguments.adapter, setup)
     line = "{folder}: {drawn} pictures drawn, {kept} kept, {model} {variant}"
     shown = line.format(folder=arguments.out, **summary)
     print(json.dumps(summary, ensure_ascii=False, indent=1) if arguments.json else shown)
@@ -326,31 +312,12 @@ def site(arguments: argparse.Namespace) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
     from exporter import bench as benches
-    from exporter.browser import has_gpu
 
-    software = arguments.adapter == "software" or (arguments.adapter == "auto" and not has_gpu())
-    # On a CPU a picture of klein-4b takes an hour, one of pocket half a minute.
-    models = tuple(arguments.model or (("matmul", "pocket") if software else benches.MODELS))
-    sizes = tuple(arguments.size or ([(256, 256)] if software else [(512, 512), (1024, 1024)]))
-    wanted = benches.Wanted(
-        models,
-        sizes,
-        benches.PRODUCTS["software" if software else "hardware"],
-        weights=arguments.weights,
-        adapter=arguments.adapter,
-        all_features=arguments.all_features,
-        only=arguments.only,
-        variant=arguments.variant,
-        runs=max(1, arguments.runs),
-        whole=not arguments.no_whole,
-    )
-    found = benches.run(wanted, BENCH)
+    found = benches.run(benches.wanted(arguments), BENCH)
     print("\n".join(benches.lines_of(found)))
     if arguments.json:
-        _write(arguments.json, json.dumps(asdict(found), ensure_ascii=False, indent=1).encode() + b"\n")
+        _write(arguments.json, benches.json_bytes(found))
 
 
 def test(arguments: argparse.Namespace) -> int:

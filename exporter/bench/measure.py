@@ -37,6 +37,7 @@ class Wanted:
     whole       whether components are run whole
     product     rows, outputs and inputs of the matrix products called "matmul"
     weights     binary or ternary
+    peers       whether other engines run the same products
     """
 
     models: tuple[str, ...]
@@ -45,6 +46,7 @@ class Wanted:
     weights: str = "ternary"
     adapter: str = "auto"
     all_features: bool = False
+    peers: bool = False
     only: str | None = None
     variant: str | None = None
     runs: int = 5

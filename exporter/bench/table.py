@@ -84,5 +84,4 @@ def _peer_cells(row: Row) -> dict[str, str]:
         "shape": row["shape"],
         "ms": _number(row.get("ms")) or f"failed: {row.get('error', '')[:60]}",
         "TFLOP/s": _number(row.get("tflops")),
-        "error": _number(row.get("error_found")),
     }

@@ -26,7 +26,7 @@ const BUDGET_MS = 300; // of GPU time for all timings
 const SOFTWARE_MS = 1500; // of the clock for everything, where a CPU computes and compiling is most of it
 const LEAST_SHARE = 0.03; // of all multiply-adds: a group below it is not timed, it takes its kernel's winner
 const EXACT_ERROR = 1e-4; // relative; of variants that state none
-const SHORT_MS = 2;
+const SHORT_MS = 0.5;
 const REPEATS = 20;
 const SMALL = { text_tokens: 48, image_tokens: 45, rows: 5, columns: 9 };
 
