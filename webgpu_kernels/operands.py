@@ -11,7 +11,12 @@ import numpy as np
 
 F16_MAX = 65_504.0
 SEGMENT = 128  # columns that share a scale in "int8"
-KINDS = ("f16", "int8", "int8_rows")
+# Kernel and options by operand type (`CONVERSIONS` in site/js/runtime/conversions.js).
+CONVERSIONS = {
+    "f16": ("to_f16", {}),
+    "int8": ("quantize", {"share": "segment"}),
+    "int8_rows": ("quantize", {"share": "row"}),
+}
 
 
 def converted(kind: str, values: np.ndarray) -> dict[str, np.ndarray]:

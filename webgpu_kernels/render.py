@@ -48,6 +48,8 @@ class Rendered:
             "file": self.file,
             "features": list(self.variant.features),
             "limits": dict(self.variant.limits),
+            "default": self.variant.default,
+            "error": self.variant.error,
             "language_features": list(self.variant.language_features),
             "matrix": list(self.variant.matrix) if self.variant.matrix else None,
             "multiples": dict(self.variant.multiples),

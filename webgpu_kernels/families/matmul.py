@@ -182,6 +182,7 @@ register(
                 multiples={"K": 128, "GROUP": INT8["depth"]},
                 language_features=("packed_4x8_integer_dot_product",),
                 converts={"x": "int8"},
+                default=False,
             ),
             Variant(
                 "matrix_f16",
@@ -211,6 +212,7 @@ register(
                 language_features=("packed_4x8_integer_dot_product",),
                 matrix=("i8", "i32", 16, 16, 32),
                 converts={"x": "int8_rows"},
+                default=False,
             ),
         ),
         reference=_linear,
