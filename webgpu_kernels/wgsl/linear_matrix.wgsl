@@ -1,6 +1,7 @@
 {{ "enable f16;" if operand == "f16" }}
 enable subgroups;
 enable chromium_experimental_subgroup_matrix;
+{{ "requires packed_4x8_integer_dot_product;" if operand == "int8" }}
 diagnostic(off, chromium.subgroup_matrix_uniformity);
 {# `operand` is what x was converted to, "f16" or "int8" (with one scale a row); `depth` the elements of K staged at once;
    `stages` the number of buffers that they go to by turns; `sub_rows` x `sub_columns` what a subgroup computes. #}
