@@ -87,4 +87,11 @@ def emulated(rendered: Rendered, case: Case, job: dict[str, Any]) -> dict[str, A
     sizes = case.uniforms["rows"], case.constants["N"]
     groups = [-(-sizes[1] // tile["tile_columns"]), -(-sizes[0] // tile["tile_rows"]), 1]
     features = [name for name in job["features"] if name == "shader-f16"]
-    return {**job, "wgsl": text + functions, "file": f"emulated {small.file}", "groups": groups, "limits": {}, "features": features}
+    return {
+        **job,
+        "wgsl": text + functions,
+        "file": f"emulated {small.file}",
+        "groups": groups,
+        "limits": {},
+        "features": features,
+    }
