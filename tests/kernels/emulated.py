@@ -1,8 +1,8 @@
 """`linear_matrix.wgsl` for adapters without subgroup matrices: the same text with the matrices' functions written out.
 
-Each of a subgroup's 32 threads holds 8 elements of a result, and operands are read from workgroup memory where they are
-multiplied. So everything of the shader but the matrix functions themselves is tried: what is staged where, which parts a
-subgroup multiplies, edges, scales and bias.
+Each of a subgroup's 32 threads holds 8 elements of a result, and operands are read from workgroup memory where they
+are multiplied. So everything of the shader but the matrix functions themselves is tried: what is staged where, which
+parts a subgroup multiplies, edges, scales and bias.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ fn element(at: u32, i: u32) -> SUM {
 fn multiply(sum: ptr<function, Sum>, left: vec2u, right: vec2u) {
     for (var n = 0u; n < 8u * DEPTHu; n++) {
         let column = own_lane % 2u * 8u + n % 8u;
-        (*sum)[n % 8u] += element(left.x + own_lane / 2u * left.y, n / 8u) * element(right.x + column * right.y, n / 8u);
+        let value = element(left.x + own_lane / 2u * left.y, n / 8u);
+        (*sum)[n % 8u] += value * element(right.x + column * right.y, n / 8u);
     }
 }
 
