@@ -79,7 +79,7 @@ def write_pages(out: Path, *, weights_url: str | None = None) -> None:
     All addresses in it are relative, so the site works from any folder of a server.
     """
     for name in COPIED:
-        shutil.copytree(SOURCE / name, out / name, ignore=shutil.ignore_patterns("*.d.ts"))
+        shutil.copytree(SOURCE / name, out / name, ignore=shutil.ignore_patterns("*.d.ts", "bench"))
     for path in (out / "js").rglob("*.js"):
         path.write_text(without_comments(path.read_text("utf-8")), encoding="utf-8", newline="\n")
     shutil.copyfile(SOURCE / "icon.svg", out / "icon.svg")

@@ -50,6 +50,7 @@ FAKE = """async ([plan, fakes, adapter]) => {
   const pipelines = { variantsOf: () => variants, offer, choice: new Map() };
   const calls = [];
   const measurer = {
+    begin: () => {},
     check: async (part, shape, variant) => {
       calls.push(["check", variant, shape.sizes.N, shape.sizes.rows]);
       if (fakes[variant].fails) throw new Error(fakes[variant].fails);

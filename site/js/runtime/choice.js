@@ -116,6 +116,18 @@ class Measurer {
   }
 
   /**
+   * Begin to compile all candidates, side by side.
+   * @param {Group[]} groups
+   */
+  begin(groups) {
+    for (const { shape, variants } of groups) {
+      for (const { variant } of variants) {
+        this.pipelines.get(shape.dispatch, shape.component, variant).catch(() => {}); // the check throws it again
+      }
+    }
+  }
+
+  /**
    * Milliseconds of a shape, the least of two runs.
    * @param {Part} part
    * @param {Shape} shape
@@ -123,7 +135,7 @@ class Measurer {
    * @param {number} repeats
    */
   async time({ plan, tensors }, shape, variant, repeats) {
-    const trial = await openTrial(this.context, this.pipelines, { plan, shape, tensors, variant });
+    const trial = await openTrial(this.context, this.pipelines, { plan, shape, tensors, variant, fill: false });
     try {
       const { steps } = trial.executor;
       const times = [await this.watch.time(steps, repeats), await this.watch.time(steps, repeats)];
@@ -148,7 +160,7 @@ function isSoftware({ facts: { adapter } }) {
  * @param {DeviceContext} context
  * @param {Pipelines} pipelines its `choice` is filled
  * @param {Part[]} parts
- * @param {{signal?: AbortSignal, measurer?: Pick<Measurer, "check" | "time" | "destroy">}} [options] measurer: for tests
+ * @param {{signal?: AbortSignal, measurer?: Pick<Measurer, "begin" | "check" | "time" | "destroy">}} [options] measurer: for tests
  * @returns {Promise<Choice>}
  */
 export async function chooseVariants(context, pipelines, parts, { signal, measurer } = {}) {
@@ -163,6 +175,7 @@ export async function chooseVariants(context, pipelines, parts, { signal, measur
   /** Winner by kernel, of its heaviest group. @type {Map<string, string>} */
   const winners = new Map();
   try {
+    if (!isSoftware(context)) tool.begin(open.filter(({ macs }) => macs >= LEAST_SHARE * total));
     for (const [order, group] of open.entries()) {
       signal?.throwIfAborted();
       const { key, kernel, variants } = group;
