@@ -7,14 +7,49 @@ query i sees key j where j <= i and key_mask[j] is not 0; a query that sees no k
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import numpy as np
 
-from webgpu_kernels.registry import Binding, Case, Kernel, Variant, register
+from webgpu_kernels.registry import Binding, Case, Groups, Kernel, Options, Variant, register
 from webgpu_kernels.strided import gather, guarded, scatter
 
 LARGE = 41_000.0  # magnitude that residual streams of the networks reach
 
 _OPERANDS = ("q", "k", "v", "y")
+
+
+@dataclass(frozen=True, slots=True)
+class StagedAttention:
+    """What `wgsl/attention_staged.wgsl` does with heads of at most 128 channels; larger ones take 4 threads down.
+
+    Its workgroups are `down` times HEAD_SIZE / 8 threads for 8 `down` queries. They stage 4 `fours` channels of
+    queries and keys, `v_keys` rows of values and the weights of 4 `p_fours` keys at once. With `prefetch` the next
+    operands are read from their buffers while the present ones are multiplied.
+    """
+
+    operand: str = "f32"
+    down: int = 8
+    fours: int = 4
+    v_keys: int = 16
+    p_fours: int = 8
+    prefetch: bool = True
+
+    def context(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def groups(self) -> Groups:
+        down = ["add", 4, ["mul", self.down - 4, ["min", 1, ["floor_div", 128, "HEAD_SIZE"]]]]
+        return ["ceil_div", "q_tokens", ["mul", 8, down]], "HEADS", 1
+
+
+_STAGED = StagedAttention()
+_STAGED_F16 = StagedAttention(operand="f16")
+
+
+def _elements(options: Options) -> dict[str, str]:
+    return dict.fromkeys(_OPERANDS, "vec4f")
 
 
 def _view(uniforms, operand: str) -> tuple[int, tuple[int, int, int]]:
@@ -84,6 +119,8 @@ def _cases() -> list[Case]:
     holes = np.arange(45) % 3 != 1
     unseen = np.arange(40) >= 5
     return [
+        _case("many_tokens", 200, 330, (3, 3), 128),
+        _case("many_tokens_64", 330, 200, (2, 1), 64),
         _case("one_token", 1, 1, size=4),
         _case("few_tokens", 3, 3, (2, 2), 64),
         _case("odd_tokens", 77, 77, (3, 3), 128),
@@ -122,11 +159,16 @@ ATTENTION = register(
         },
         options={"mask": ("none", "causal")},
         variants=(
+            Variant("f32", "attention.wgsl", (["ceil_div", "q_tokens", 32], "HEADS", 1), elements=_elements),
+            Variant("f32_staged", "attention_staged.wgsl", _STAGED.groups(), context=_STAGED.context(), elements=_elements),
             Variant(
-                "baseline",
-                "attention.wgsl",
-                (["ceil_div", "q_tokens", 32], "HEADS", 1),
-                elements=lambda options: dict.fromkeys(_OPERANDS, "vec4f"),
+                "f16",
+                "attention_staged.wgsl",
+                _STAGED_F16.groups(),
+                features=("shader-f16",),
+                context=_STAGED_F16.context(),
+                elements=_elements,
+                error=2e-3,
             ),
         ),
         reference=_reference,
