@@ -44,6 +44,35 @@ class StagedAttention:
         return ["ceil_div", "q_tokens", ["mul", 8, down]], "HEADS", 1
 
 
+@dataclass(frozen=True, slots=True)
+class MatrixAttention:
+    """What `wgsl/attention_matrix.wgsl` does: workgroups of `subgroups` times 16 queries walk `keys` (at least 32) at a time.
+
+    q stays in "registers" or in "workgroup" memory (`q_in`), k and v have one buffer or one each (`kv_buffers`).
+    A workgroup has `channels` of the output. `growth` is how far scores, in powers of 2, may exceed a row's top; f16 ends at 16.
+    """
+
+    subgroups: int = 8
+    keys: int = 32
+    kv_buffers: int = 2
+    q_in: str = "registers"
+    prefetch: bool = True
+    growth: int = 14
+    channels: int = 128
+
+    def context(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def groups(self) -> Groups:
+        return ["ceil_div", "q_tokens", 16 * self.subgroups], "HEADS", ["ceil_div", "HEAD_SIZE", self.channels]
+
+    def workgroup_bytes(self) -> int:
+        rows = 16 * self.subgroups
+        staged = self.kv_buffers * self.keys + (rows if self.q_in == "workgroup" else 0)
+        return 8 * staged * (self.channels // 4 + 2) + (16 + 8) * rows * (self.keys // 4 + 2) + 16
+
+
+_MATRIX = MatrixAttention()
 _STAGED = StagedAttention()
 _STAGED_F16 = StagedAttention(operand="f16")
 
@@ -169,6 +198,16 @@ ATTENTION = register(
                 context=_STAGED_F16.context(),
                 elements=_elements,
                 error=2e-3,
+            ),
+            Variant(
+                "matrix_f16",
+                "attention_matrix.wgsl",
+                _MATRIX.groups(),
+                features=("shader-f16", "subgroups", "chromium-experimental-subgroup-matrix"),
+                limits={"maxComputeWorkgroupStorageSize": _MATRIX.workgroup_bytes()},
+                context=_MATRIX.context(),
+                elements=_elements,
+                error=5e-3,
             ),
         ),
         reference=_reference,
