@@ -43,6 +43,14 @@ class StagedAttention:
         down = ["add", 4, ["mul", self.down - 4, ["min", 1, ["floor_div", 128, "HEAD_SIZE"]]]]
         return ["ceil_div", "q_tokens", ["mul", 8, down]], "HEADS", 1
 
+    def workgroup_bytes(self, head_size: int) -> int:
+        """What `attention_staged.wgsl` declares; the same sums."""
+        small, across = head_size <= 128, 8 * -(-head_size // 64)
+        down, fours, v_keys = (self.down, self.fours, self.v_keys) if small else (4, 2, 4)
+        stage = max((8 * down + 4 * across) * fours, 2 * across * v_keys, 2 * across * down)
+        weights = max(self.p_fours * 8 * down, 2 * across * down if self.operand == "f16" else 0)
+        return stage * (8 if self.operand == "f16" else 16) + weights * 16
+
 
 @dataclass(frozen=True, slots=True)
 class MatrixAttention:
