@@ -17,6 +17,9 @@ from webgpu_kernels.strided import gather, guarded, scatter
 
 LARGE = 41_000.0  # magnitude that residual streams of the networks reach
 
+# Rounding q, k and v to f16, and nothing else, makes an error of 3.3e-3 in the case of large scores (elsewhere 4e-4).
+_F16_ERROR = 4e-3
+
 _OPERANDS = ("q", "k", "v", "y")
 
 
@@ -126,7 +129,7 @@ def _case(
     magnitudes: tuple[float, float] = (1.0, 1.0),  # of q and k, of v
     error: float = 1e-5,
 ) -> Case:
-    """q, k and v are columns of one wide row as the fused projection writes them; y has heads outermost."""
+    """q, k and v, up to 3 `magnitudes`, are columns of one wide row as the fused projection writes them; y has heads outermost."""
     random = np.random.default_rng(11)
     heads, kv_heads = heads
     uniforms = {"q_tokens": queries, "kv_tokens": keys}
@@ -137,7 +140,7 @@ def _case(
         ("v", keys, kv_heads, 4, magnitudes[1]),
     ):
         strides = (operand_heads * (size + 4) + gap, size + 4, 1)
-        values = random.standard_normal((tokens, operand_heads, size)) * magnitude
+        values = random.standard_normal((tokens, operand_heads, size)).clip(-3, 3) * magnitude
         uniforms |= {f"{operand}_offset": gap, f"{operand}_stride": strides[0], f"{operand}_head_stride": size + 4}
         inputs[operand] = guarded(gap + tokens * strides[0], gap, strides, values)
     uniforms |= {"y_offset": 16, "y_stride": size, "y_head_stride": queries * size + 4}
@@ -166,7 +169,7 @@ def _cases() -> list[Case]:
         _case("uneven_head", 37, 29, (2, 2), 36),
         _case("large_head", 40, 101, (1, 1), 512),
         _case("middle_head", 5, 130, (1, 1), 384),
-        _case("large_values", 40, 40, (1, 1), 128, magnitudes=(1.0, LARGE)),
+        _case("large_values", 40, 40, (1, 1), 128, magnitudes=(1.0, LARGE / 3)),
         # scores of some hundreds: the softmax picks single keys, and one rounding of a score shows
         _case("large_scores", 40, 77, (1, 1), 128, magnitudes=(6.0, 1.0), error=5e-5),
         _case("causal", 45, 45, (3, 3), 128, np.ones(45)),
@@ -205,7 +208,7 @@ ATTENTION = register(
                 features=("shader-f16",),
                 context=_STAGED_F16.context(),
                 elements=_elements,
-                error=2e-3,
+                error=_F16_ERROR,
             ),
             Variant(
                 "matrix_f16",
@@ -215,7 +218,7 @@ ATTENTION = register(
                 limits={"maxComputeWorkgroupStorageSize": _MATRIX.workgroup_bytes()},
                 context=_MATRIX.context(),
                 elements=_elements,
-                error=5e-3,
+                error=_F16_ERROR,
             ),
         ),
         reference=_reference,
