@@ -200,7 +200,9 @@ ATTENTION = register(
         options={"mask": ("none", "causal")},
         variants=(
             Variant("f32", "attention.wgsl", (["ceil_div", "q_tokens", 32], "HEADS", 1), elements=_elements),
-            Variant("f32_staged", "attention_staged.wgsl", _STAGED.groups(), context=_STAGED.context(), elements=_elements),
+            Variant(
+                "f32_staged", "attention_staged.wgsl", _STAGED.groups(), context=_STAGED.context(), elements=_elements
+            ),
             Variant(
                 "f16",
                 "attention_staged.wgsl",
@@ -216,6 +218,7 @@ ATTENTION = register(
                 _MATRIX.groups(),
                 features=("shader-f16", "subgroups", "chromium-experimental-subgroup-matrix"),
                 limits={"maxComputeWorkgroupStorageSize": _MATRIX.workgroup_bytes()},
+                matrix=("f16", "f32", 16, 16, 16),
                 context=_MATRIX.context(),
                 elements=_elements,
                 error=_F16_ERROR,
