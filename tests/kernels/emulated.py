@@ -66,7 +66,7 @@ REPLACED = {
     r"subgroupMatrixStore<row_major>\(&(\w+), ": r"store_\1(",
 }
 
-# Of attention_matrix.wgsl; small parts, for little workgroup memory and with q there, since operands stay where they are.
+# Of attention_matrix.wgsl; small parts, for little workgroup memory, and q there, since operands stay where they are.
 ATTENTION = {"subgroups": 2, "keys": 32, "kv_buffers": 2, "q_in": "workgroup", "prefetch": True, "channels": 32}
 ATTENTION_REPLACED = {
     r"enable chromium_experimental_subgroup_matrix;|diagnostic\(off[^;]*;": "",

@@ -57,10 +57,12 @@ class StagedAttention:
 
 @dataclass(frozen=True, slots=True)
 class MatrixAttention:
-    """What `wgsl/attention_matrix.wgsl` does: workgroups of `subgroups` times 16 queries walk `keys` (at least 32) at a time.
+    """What `wgsl/attention_matrix.wgsl` does: workgroups of `subgroups` times 16 queries walk over all
+    keys, `keys` (at least 32) at a time.
 
     q stays in "registers" or in "workgroup" memory (`q_in`), k and v have one buffer or one each (`kv_buffers`).
-    A workgroup has `channels` of the output. `growth` is how far scores, in powers of 2, may exceed a row's top; f16 ends at 16.
+    A workgroup has
+    `channels` of the output. `growth` is how far scores, in powers of 2, may exceed a row's top; f16 ends at 16.
     """
 
     subgroups: int = 8
@@ -129,7 +131,10 @@ def _case(
     magnitudes: tuple[float, float] = (1.0, 1.0),  # of q and k, of v
     error: float = 1e-5,
 ) -> Case:
-    """q, k and v, up to 3 `magnitudes`, are columns of one wide row as the fused projection writes them; y has heads outermost."""
+    """q, k and v, up to 3 `magnitudes`, are columns of one wide row, as the fused projection writes them.
+
+    y has heads outermost.
+    """
     random = np.random.default_rng(11)
     heads, kv_heads = heads
     uniforms = {"q_tokens": queries, "kv_tokens": keys}
