@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kernels.emulated import emulated
+from tests.kernels.emulated import emulated, emulated_attention
 from tests.kernels.job import FILL, GUARD, check_output, make_job
 from tests.kernels.runners import BrowserRunner, NodeRunner
 from webgpu_kernels import Case, Kernel, Rendered, Variant, all_kernels, render_all
@@ -48,6 +48,8 @@ def _run(
         return node.run(job)
     if variant.matrix and variant.template == "linear_matrix.wgsl":
         return node.run(emulated(rendered, case, job))
+    if variant.matrix and variant.template == "attention_matrix.wgsl":
+        return node.run(emulated_attention(rendered, case, job))
     raise AssertionError(f"no adapter for variant {variant.name}: it needs {variant.features} {variant.limits}")
 
 
