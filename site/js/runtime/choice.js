@@ -41,17 +41,19 @@ export function groupsOf(pipelines, parts) {
   const groups = new Map();
   for (const part of parts) {
     const { component } = part.plan;
+    /** @param {Shape} shape */
+    const candidates = ({ dispatch }) => possibleVariants(pipelines.variantsOf(dispatch), pipelines.offer, component)
+      .filter((variant) => variant.default !== false);
     for (const shape of shapesOf(part.plan, part.symbols)) {
       const key = choiceKey(shape.dispatch, component);
       const group = groups.get(key);
       if (!group) {
-        const variants = possibleVariants(pipelines.variantsOf(shape.dispatch), pipelines.offer, component)
-          .filter((variant) => variant.default !== false);
-        groups.set(key, { key, kernel: shape.dispatch.kernel, part, shape, macs: shape.macs, variants });
+        const { macs, dispatch: { kernel } } = shape;
+        groups.set(key, { key, kernel, part, shape, macs, variants: candidates(shape) });
         continue;
       }
       group.macs += shape.macs;
-      if (shape.macs > group.shape.macs) Object.assign(group, { part, shape });
+      if (shape.macs > group.shape.macs) Object.assign(group, { part, shape, variants: candidates(shape) });
     }
   }
   return [...groups.values()].sort((a, b) => b.macs - a.macs);
@@ -209,12 +211,15 @@ export async function chooseVariants(context, pipelines, parts, { signal, measur
 }
 
 /**
- * Make pipelines follow a choice.
+ * Make pipelines follow a choice. Where a shape's sizes rule the winner out, the next of those that were timed serves.
  * @param {Pipelines} pipelines
  * @param {Choice} choice
  */
 export function applyChoice(pipelines, choice) {
-  for (const [key, variant] of Object.entries(choice.variants)) pipelines.choice.set(key, variant);
+  for (const [key, variant] of Object.entries(choice.variants)) {
+    const others = Object.entries(choice.times[key] ?? {}).filter(([name]) => name !== variant).sort((a, b) => a[1] - b[1]);
+    pipelines.choice.set(key, [variant, ...others.map(([name]) => name)]);
+  }
 }
 
 /**
@@ -266,9 +271,9 @@ async function chooseOne(tool, group, budget, choice) {
   }
   // A candidate that is several times slower on few rows is not worth a long run; the small case decides.
   const fastest = Math.min(...candidates.map(({ ms }) => ms));
-  /** @type {Record<string, number>} */
-  const times = Object.fromEntries(candidates.map(({ variant, ms }) => [variant.variant, ms]));
   const rivals = candidates.filter(({ ms }) => ms <= 4 * fastest);
+  /** @type {Record<string, number>} */
+  const times = Object.fromEntries(rivals.map(({ variant, ms }) => [variant.variant, ms]));
   if (rivals.length > 1) {
     const slot = Math.max(0, budget - spent) / rivals.length / 2;
     const sized = fitting(part, shape, small, fastest, slot);
