@@ -16,7 +16,7 @@ from tests.runtime.conftest import array, open_page
 from tests.runtime.test_executor import text
 from webgpu_kernels.weights import dense, random_weights
 
-K, ROWS, OUT = 128, 5, 12
+K, OUT = 128, 12
 SHAPES = {"A": ("ternary", K, K), "B": ("binary", OUT, K), "C": ("int8", OUT, K)}
 
 
@@ -45,7 +45,7 @@ PLAN: dict[str, Any] = {
     "dispatches": [_linear(0, 1, "A"), _linear(0, 2, "B"), _linear(1, 3, "C")],
 }  # fmt: skip
 
-SCRIPT = """async ([plan, tensors, data, rows, x, variant]) => {
+SCRIPT = """async ([plan, tensors, data, rows, x, variant, longest]) => {
   const { openDevice } = await load("device");
   const { loadPipelines } = await load("pipelines");
   const { loadWeights } = await load("weights");
@@ -65,7 +65,9 @@ SCRIPT = """async ([plan, tensors, data, rows, x, variant]) => {
     { label: "weights" });
   const held = context.memory().total;
   const parsed = parsePlan(plan, "plan");
-  const inputs = { symbols: { rows }, tensors: weights.tensors, pipelines, pacer: new Pacer() };
+  const pacer = Object.assign(new Pacer(), { leastPart: longest });
+  if (longest === 1) pacer.rate = 0;
+  const inputs = { symbols: { rows }, tensors: weights.tensors, pipelines, pacer };
   const executor = await prepare(context, parsed, inputs);
   const bytes = { counted: planBytes(parsed, { rows }, (dispatch) => pipelines.entryOf(dispatch, "denoiser")),
     taken: context.memory().total - held };
@@ -89,9 +91,15 @@ def _records(inputs: dict[str, np.ndarray], name: str) -> list[list[Any]]:
     ]
 
 
-@pytest.mark.parametrize(("variant", "steps", "bound"), [("f32", 3, 1e-5), ("int8", 5, 2e-2)])
+# Whole dispatches, and three parts of each.
+@pytest.mark.parametrize(
+    ("variant", "rows", "parts", "steps", "bound"),
+    [("f32", 5, 1, 3, 1e-5), ("int8", 5, 1, 5, 2e-2), ("int8", 261, 3, 11, 2e-2)],
+)
 def test_products_convert_what_they_read_once(
     variant: str,
+    rows: int,
+    parts: int,
     steps: int,
     bound: float,
     browser: Browser,
@@ -105,14 +113,14 @@ def test_products_convert_what_they_read_once(
     write_kernels(folder / "kernels", [PLAN])
     weights = {name: random_weights(*shape, group=128, seed=n) for n, (name, shape) in enumerate(SHAPES.items())}
     matrix = {name: dense(kind, weights[name], n, k, 128) for name, (kind, n, k) in SHAPES.items()}
-    x = np.random.default_rng(7).standard_normal((ROWS, K)).astype(np.float32)
+    x = np.random.default_rng(7).standard_normal((rows, K)).astype(np.float32)
     tensors = [record for name, inputs in weights.items() for record in _records(inputs, name)]
     data = np.concatenate([values for inputs in weights.values() for values in inputs.values()])
     with open_page(browser, local_server(folder)) as page:
-        found = page.evaluate(SCRIPT, [PLAN, tensors, text(data), ROWS, text(x), variant])
+        found = page.evaluate(SCRIPT, [PLAN, tensors, text(data), rows, text(x), variant, 1 if parts > 1 else 1e30])
     assert found["steps"] == steps
-    readback = 4 * ROWS * OUT
-    assert found["bytes"]["counted"] == found["bytes"]["taken"] + readback
+    readback, more_uniforms = 4 * rows * OUT, 256 * 3 * (parts - 1)
+    assert found["bytes"]["counted"] == found["bytes"]["taken"] + readback - more_uniforms
     products = [x @ matrix["B"].T, x @ matrix["A"].T @ matrix["C"].T]
     for data, wanted in zip(found["found"], products * 2, strict=True):
         assert np.linalg.norm(array(data) - wanted.reshape(-1)) <= bound * np.linalg.norm(wanted)

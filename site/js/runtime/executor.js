@@ -13,6 +13,7 @@ import { BitbrushError, throwIfAborted } from "./errors.js";
 
 const SLICE_MS = 50;
 const CERTAIN_MS = 10; // a shorter slice is mostly waiting, and tells little of the adapter's rate
+const LEAST_PART = 4e9; // work of a dispatch that is never divided: 12 ms on an adapter 50 times slower than a fast one
 const IN_FLIGHT = 2; // so that the GPU computes one slice while the next is encoded
 
 /**
@@ -23,6 +24,12 @@ export class Pacer {
     this.budget = 2e8; // about 0.1 s on the slowest adapter met, a software one
     /** Least work a millisecond of late. */
     this.rate = Infinity;
+    this.leastPart = LEAST_PART;
+  }
+
+  /** Work of the longest dispatch that is not to be divided (slices.js); Infinity until the adapter's rate is known. */
+  get longest() {
+    return Math.max(this.leastPart, this.rate * SLICE_MS);
   }
 
   /**

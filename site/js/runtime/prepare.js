@@ -7,6 +7,7 @@ import { Executor } from "./executor.js";
 import { evaluate, evaluateCount } from "./expressions.js";
 import { PADDING, layoutValues, uniformSlot } from "./layout.js";
 import { ALIGNMENT, roundUp } from "./memory.js";
+import { UNIT, partsOf } from "./slices.js";
 import { estimateWork } from "./work.js";
 
 /**
@@ -47,7 +48,8 @@ export async function prepare(context, plan, { symbols, tensors, pipelines, pace
 }
 
 /**
- * Steps and their buffers. A conversion of an operand is a step of its own, before the first that needs it.
+ * Steps and their buffers. A conversion of an operand is a step of its own, before the first that needs it; a dispatch
+ * too long for this adapter becomes several.
  * @param {Executor} executor
  * @param {Compiled[]} compiled one a dispatch
  * @param {Record<string, number>} symbols
@@ -57,9 +59,15 @@ function build(executor, compiled, symbols, tensors) {
   const { plan, context } = executor;
   const places = placeValues(executor, symbols);
   const slot = uniformSlot(compiled.map(({ entry }) => entry.uniforms.length));
-  const steps = unrolled(plan, symbols);
-  const { scratch, count } = scratchOf(steps.map((step) => ({ ...step, entry: compiled[step.index].entry })));
-  const uniformBytes = new ArrayBuffer(slot * (steps.length + count));
+  const steps = unrolled(plan, symbols).map(({ index, dispatch, symbols: here }) => {
+    const { entry } = compiled[index];
+    const where = `plan ${plan.component}, dispatch ${index} (${dispatch.kernel}, ${dispatch.source ?? "no source"})`;
+    const uniforms = uniformsOf(entry, dispatch, here, where);
+    const sizes = { ...numericOptions(dispatch), ...dispatch.constants, ...uniforms };
+    return { index, dispatch, symbols: here, entry, where, sizes, parts: partsOf(dispatch, sizes, executor.pacer.longest) };
+  });
+  const { scratch, count } = scratchOf(steps);
+  const uniformBytes = new ArrayBuffer(slot * (steps.reduce((sum, { parts }) => sum + parts.length, count)));
   const uniformBuffer = executor.own("uniforms", uniformBytes.byteLength, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
   const scratchPlaces = placeScratch(executor, scratch);
   const converted = new Converted();
@@ -77,11 +85,8 @@ function build(executor, compiled, symbols, tensors) {
     const bytes = bound.reduce((sum, place) => sum + place.size, 0);
     return { pipeline, bindGroup, groups: groupsOf(entry, values, where), work: estimateWork(entry, values, bytes) };
   };
-  executor.steps = steps.flatMap(({ index, dispatch, symbols: here }) => {
-    const { entry, conversions } = compiled[index];
-    const where = `plan ${plan.component}, dispatch ${index} (${dispatch.kernel}, ${dispatch.source ?? "no source"})`;
-    const uniforms = uniformsOf(entry, dispatch, here, where);
-    const sizes = { ...numericOptions(dispatch), ...dispatch.constants, ...uniforms };
+  executor.steps = steps.flatMap(({ index, dispatch, symbols: here, entry, where, sizes, parts }) => {
+    const { conversions } = compiled[index];
     const known = { places, tensors, symbols: here };
     /** @type {Map<string, TensorPlace>} by name of what is converted and of its scales */
     const found = new Map();
@@ -90,7 +95,9 @@ function build(executor, compiled, symbols, tensors) {
       const rows = rowsToConvert(name, sizes);
       const { words, scales } = /** @type {{words: TensorPlace, scales: TensorPlace}} */ (scratchPlaces.get(name));
       const bytes = convertedBytes(kind, rows);
-      found.set(name, { ...words, size: bytes.words }).set(`${name}_scales`, { ...scales, size: bytes.scales });
+      const unit = convertedBytes(kind, { rows: UNIT, columns: rows.columns });
+      found.set(name, { ...words, size: bytes.words, rowBytes: unit.words / UNIT });
+      found.set(`${name}_scales`, { ...scales, size: bytes.scales, rowBytes: unit.scales / UNIT });
       if (!converted.take(name, kind, rows, place)) return [];
       const made = [...found.values()].slice(-2).filter(({ size }) => size > 0);
       const values = { COLUMNS: rows.columns, rows: rows.rows, x_offset: rows.offset, x_stride: rows.stride };
@@ -98,7 +105,14 @@ function build(executor, compiled, symbols, tensors) {
     });
     const bound = entry.bindings.map(({ name }) => found.get(name) ?? findBinding(name, dispatch, known, where));
     entry.bindings.forEach(({ access }, at) => access === "read_write" && converted.forget(bound[at]));
-    return [...before, step(compiled[index], sizes, bound, where)];
+    /** @type {(place: TensorPlace, at: number, first: number) => TensorPlace} what is converted begins with a part's row */
+    const from = (place, at, first) => {
+      if (first === 0 || !found.has(entry.bindings[at].name)) return place;
+      const skipped = first * (place.rowBytes ?? 0);
+      return { ...place, offset: place.offset + skipped, size: place.size - skipped };
+    };
+    return [...before, ...parts.map(({ first, sizes: own }) =>
+      step(compiled[index], own, bound.map((place, at) => from(place, at, first)), where))];
   });
   context.device.queue.writeBuffer(uniformBuffer, 0, uniformBytes);
 }
