@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent
 DIST = ROOT / "dist"
 CACHE = ROOT / ".cache" / "sites"
 CACHED_SITES = 8
+BENCH = ROOT / ".cache" / "bench"
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,6 +75,10 @@ def make_parser() -> Parser:
     draw.add_argument("--model", default="pocket", metavar="NAME|BUNDLE")
     draw.add_argument("--variant", help="binary or ternary (default: ternary if the model has it)")
     draw.add_argument("--adapter", choices=("auto", "software", "hardware"), default="auto")
+    draw.add_argument(
+        "--kernels", metavar="NAME", help="this variant of every kernel that has it (default: the page's)"
+    )
+    draw.add_argument("--all-features", action="store_true", help="with what browsers keep behind flags")
     draw.add_argument("-o", "--out", type=Path, help="default: out.png")
     draw.add_argument("--latents-out", type=Path, help="write f32 [steps, image_tokens, channels] as .npy")
     draw.add_argument("--json", action="store_true", help="print the facts as JSON")
@@ -100,6 +105,12 @@ def make_parser() -> Parser:
     site.add_argument("-o", "--out", type=Path, default=DIST)
     site.add_argument("--weights-url", help="https address of the folder that holds shards/")
     site.add_argument("--space", metavar="USER/NAME", help="also write the README.md of a static Space")
+
+    from exporter.bench.arguments import add_arguments
+
+    add_arguments(
+        verbs.add_parser("bench", help="measure kernels and whole components in headless Chrome"), _size, _whole
+    )
 
     verbs.add_parser("test", help="run the tests; further arguments go to pytest", add_help=False)
     return parser
@@ -197,7 +208,8 @@ def generate(arguments: argparse.Namespace) -> None:
     page.check_request(request, manifest["sizes"])
     site, chosen = _site_for(bundles, manifest)
     wants_latents = arguments.latents_out is not None
-    picture = page.generate(site, chosen, request, latents=wants_latents, adapter=arguments.adapter)
+    setup = page.Setup(arguments.kernels, arguments.all_features)
+    picture = page.generate(site, chosen, request, latents=wants_latents, adapter=arguments.adapter, setup=setup)
     _write(out, picture.png)
     if picture.latents is not None:
         _write(arguments.latents_out, page.npy_bytes(picture.latents))
@@ -209,6 +221,7 @@ def generate(arguments: argparse.Namespace) -> None:
 def generate_all(arguments: argparse.Namespace) -> None:
     """`generate` with a file of prompts: one browser session, one file a line."""
     from exporter import batch
+    from exporter.generate import Setup
 
     if arguments.latents_out:
         raise BadArguments("--latents-out: expected it with one prompt, found it with --prompts")
@@ -218,7 +231,8 @@ def generate_all(arguments: argparse.Namespace) -> None:
     jobs = batch.read_jobs(arguments.prompts, _request(arguments, manifest, ""), manifest["sizes"])
     site, chosen = _site_for(bundles, manifest)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    summary = batch.draw_all(site, chosen, jobs, arguments.out, _write, arguments.adapter)
+    setup = Setup(arguments.kernels, arguments.all_features)
+    summary = batch.draw_all(site, chosen, jobs, arguments.out, _write, arguments.adapter, setup)
     line = "{folder}: {drawn} pictures drawn, {kept} kept, {model} {variant}"
     shown = line.format(folder=arguments.out, **summary)
     print(json.dumps(summary, ensure_ascii=False, indent=1) if arguments.json else shown)
@@ -297,11 +311,28 @@ def site(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {', '.join(entry['id'] for entry in entries)}")
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    from exporter import bench as benches
+
+    found = benches.run(benches.wanted(arguments), BENCH)
+    print("\n".join(benches.lines_of(found)))
+    if arguments.json:
+        _write(arguments.json, benches.json_bytes(found))
+
+
 def test(arguments: argparse.Namespace) -> int:
     return subprocess.run([sys.executable, "-m", "pytest", *arguments.rest], cwd=ROOT, check=False).returncode
 
 
-VERBS = {None: build, "serve": serve, "generate": generate, "export": export, "site": site, "test": test}
+VERBS = {
+    None: build,
+    "serve": serve,
+    "generate": generate,
+    "export": export,
+    "site": site,
+    "bench": bench,
+    "test": test,
+}
 
 
 def _report(error: object, code: int) -> int:

@@ -118,11 +118,12 @@ def draw_all(
     folder: Path,
     write: Callable[[Path, bytes], None],
     adapter: str = "auto",
+    setup: page.Setup | None = None,
 ) -> dict[str, Any]:
     """Draw the pictures that `folder` lacks, on one page that loads the model once; returns the summary.
 
     Args:
-        site, model, adapter: as for exporter.generate.generate.
+        site, model, adapter, setup: as for exporter.generate.generate.
         jobs: made by `read_jobs`.
         folder: gets ID.png and summary.json; exists.
         write: writes a file whole or not at all.
@@ -154,7 +155,8 @@ def draw_all(
         write(folder / SUMMARY, text.encode())
 
     if missing:
-        pictures = page.generate_many(site, model, [job.request for job in missing], adapter=adapter)
+        requests = [job.request for job in missing]
+        pictures = page.generate_many(site, model, requests, adapter=adapter, setup=setup)
         for drawn, (job, picture) in enumerate(zip(missing, pictures, strict=True), 1):
             facts[job.id] = page.summary(picture, Path(job.file)) | {"site": made_by["site"]}
             save(drawn)  # before the file: one that exists has its facts

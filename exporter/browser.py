@@ -37,6 +37,9 @@ QUIET_FLAGS = (
 )
 HARDWARE_FLAGS = ("--enable-unsafe-webgpu", "--ignore-gpu-blocklist")
 SOFTWARE_FLAGS = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+# Matrices of subgroups, and f16 on Nvidia's Linux driver: what visitors have only where they switch it on.
+FEATURE_FLAGS = ("--enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia",)
+FINE_CLOCK = ("--enable-webgpu-developer-features",)  # timestamps as fine as the GPU's, not in steps of 0.1 ms
 ADAPTERS = ("auto", "software", "hardware")
 
 
@@ -129,12 +132,13 @@ def install(playwright: Playwright) -> str:
 
 
 @contextmanager
-def launch(adapter: str = "auto", *, headless: bool = True) -> Iterator[Browser]:
+def launch(adapter: str = "auto", *, headless: bool = True, extra: tuple[str, ...] = ()) -> Iterator[Browser]:
     """Start a browser with WebGPU and close it at the end.
 
     Args:
         adapter: see `flags`.
         headless: False shows the window.
+        extra: further command line flags.
 
     Yields:
         a Playwright browser (synchronous API). WebGPU needs pages from http://localhost or https.
@@ -144,7 +148,7 @@ def launch(adapter: str = "auto", *, headless: bool = True) -> Iterator[Browser]
     """
     with sync_playwright() as playwright:
         path = find(playwright) or install(playwright)
-        wanted = flags(adapter, headless=headless)
+        wanted = [*flags(adapter, headless=headless), *extra]
         try:
             browser = playwright.chromium.launch(executable_path=path, headless=headless, args=wanted)
         except PlaywrightError as error:

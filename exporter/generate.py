@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page
 
-from exporter.browser import launch
+from exporter.browser import FEATURE_FLAGS, launch
 from exporter.errors import BadArguments, BadBundle, BitbrushError, NoBrowser
 from exporter.serve import serving
 
@@ -71,6 +72,18 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Setup:
+    """What differs from a visitor's browser.
+
+    kernels         name of the variant of every kernel that has it; None leaves the choice to the page
+    all_features    with what browsers keep behind flags
+    """
+
+    kernels: str | None = None
+    all_features: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A PNG file's bytes, what the page says about it, and the latents f32[steps, image_tokens, channels]."""
 
@@ -89,7 +102,7 @@ def npy_bytes(values: np.ndarray) -> bytes:
 def summary(picture: Picture, file: Path) -> dict[str, Any]:
     """The facts that the command line prints: seconds by phase and in total, GPU bytes at most in each phase."""
     facts = picture.facts
-    kept = ("prompt", "seed", "width", "height", "steps", "model", "variant", "adapter", "peak_bytes")
+    kept = ("prompt", "seed", "width", "height", "steps", "model", "variant", "adapter", "kernels", "peak_bytes")
     seconds = {**facts["timings"], "total": facts["seconds"]}
     return {
         "file": str(file),
@@ -179,7 +192,13 @@ def _reporter() -> Callable[[str], None]:
 
 
 def generate(
-    site: Path, model: dict[str, Any], request: Request, *, latents: bool = False, adapter: str = "auto"
+    site: Path,
+    model: dict[str, Any],
+    request: Request,
+    *,
+    latents: bool = False,
+    adapter: str = "auto",
+    setup: Setup | None = None,
 ) -> Picture:
     """Draw a picture with a built site.
 
@@ -189,37 +208,39 @@ def generate(
         request: checked by `check_request`.
         latents: also take the latents after each step out of the page.
         adapter: see exporter.browser.launch.
+        setup: kernels and features that are not the page's own choice.
 
     Raises:
         NoBrowser: no browser, no WebGPU, no adapter, or limits too low for the picture.
         BadBundle: the page found its model damaged.
         BitbrushError: anything else that the page reported, or a browser that broke down.
     """
-    with _opened(site, "?latents=1" if latents else "", adapter) as page:
+    with _opened(site, adapter, setup or Setup(), latents) as page:
         png, facts = _draw(page, model["id"], request, _reporter())
         values = _read_latents(page, request.steps, model["channels"]) if latents else None
     return Picture(png, facts, values)
 
 
 def generate_many(
-    site: Path, model: dict[str, Any], requests: list[Request], *, adapter: str = "auto"
+    site: Path, model: dict[str, Any], requests: list[Request], *, adapter: str = "auto", setup: Setup | None = None
 ) -> Iterator[Picture]:
     """Draw pictures one after the other on one page, which loads the model once.
 
     Arguments and errors are those of `generate`; the pictures have no latents.
     """
-    with _opened(site, "", adapter) as page:
+    with _opened(site, adapter, setup or Setup()) as page:
         for request in requests:
             yield Picture(*_draw(page, model["id"], request, lambda line: None), None)
 
 
 @contextmanager
-def _opened(site: Path, query: str, adapter: str) -> Iterator[Page]:
+def _opened(site: Path, adapter: str, setup: Setup, latents: bool = False) -> Iterator[Page]:
     """The page of a built site in a browser; what breaks there while it is used becomes one line."""
-    with serving(site) as url, launch(adapter) as browser:
+    query = {**({"latents": "1"} if latents else {}), **({"variant": setup.kernels} if setup.kernels else {})}
+    with serving(site) as url, launch(adapter, extra=FEATURE_FLAGS if setup.all_features else ()) as browser:
         page = browser.new_page(accept_downloads=True)
         try:
-            page.goto(url + query)
+            page.goto(f"{url}?{urlencode(query)}" if query else url)
             yield page
         except PlaywrightError as error:
             reason = str(error).strip().splitlines()[0]

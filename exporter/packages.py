@@ -31,7 +31,8 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _run_npm(arguments: tuple[str, ...]) -> subprocess.CompletedProcess:
+def run_npm(arguments: tuple[str, ...]) -> subprocess.CompletedProcess:
+    """Run npm, wherever it comes from, in the repository's folder; its output is captured."""
     options = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
     if npm := shutil.which("npm"):
         return subprocess.run([npm, *arguments], **options)
@@ -48,7 +49,7 @@ def node_package(name: str) -> Path:
     """
     version, for_tests = _pinned(name)
     if _installed(name) != version:
-        done = _run_npm(INSTALL if for_tests else (*INSTALL, "--omit=dev"))
+        done = run_npm(INSTALL if for_tests else (*INSTALL, "--omit=dev"))
         if done.returncode or _installed(name) != version:
             said = (done.stderr or done.stdout or "nothing").strip().splitlines()[0]
             raise BitbrushError(f"npm: expected {name} {version} to be installed, npm said: {said}")

@@ -16,6 +16,7 @@ from exporter.gpu_memory import phase_bytes
 from exporter.lower import lower_bundle
 from exporter.manifest import Manifest, first_download
 from webgpu_kernels import render_all
+from webgpu_kernels.operands import CONVERSIONS
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # What the runtime dispatches to bring trits to the GPU; no plan has it.
@@ -133,13 +134,20 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
 
 
 def write_kernels(folder: Path, plans: Iterable[dict[str, Any]]) -> None:
-    """Render every kernel that the plans dispatch, in all its variants, and list them in index.json."""
+    """Render every kernel that the plans dispatch, in all its variants, and those that convert what variants take."""
     wanted = {
         (dispatch["kernel"], json.dumps(dispatch["options"], sort_keys=True))
         for plan in plans
         for dispatch in plan["dispatches"]
     }
     index: list[dict[str, Any]] = []
+    converted = {
+        kind
+        for name, options in wanted
+        for rendered in render_all(name, json.loads(options))
+        for kind in rendered.variant.converts.values()
+    }
+    wanted |= {(name, json.dumps(options)) for name, options in (CONVERSIONS[kind] for kind in converted)}
     for name, options in sorted(wanted):
         for rendered in render_all(name, json.loads(options)):
             (folder / rendered.file).write_text(rendered.wgsl, encoding="utf-8", newline="\n")

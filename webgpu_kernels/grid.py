@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from webgpu_kernels.registry import Expression
+from webgpu_kernels.registry import Expression, Groups, Options
 
 MAX_GROUPS = 32_768  # per axis; WebGPU allows 65,535
 
@@ -60,3 +61,12 @@ class StagedTile:
 
     def groups(self, columns: Expression, rows: Expression) -> tuple[Expression, Expression, Expression]:
         return ["ceil_div", columns, 16 * self.thread_columns], ["ceil_div", rows, 16 * self.thread_rows], 1
+
+
+def tiled(columns: Expression, rows: Expression) -> Callable[[Options], Groups]:
+    """The grid of a variant whose context gives `tile_rows` and `tile_columns` of a workgroup."""
+
+    def groups(numbers: Options) -> Groups:
+        return ["ceil_div", columns, numbers["tile_columns"]], ["ceil_div", rows, numbers["tile_rows"]], 1
+
+    return groups

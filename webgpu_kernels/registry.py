@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,12 @@ class Variant:
     constants and (integer) options, or is a function of the options that gives them.
     `context` is passed to the template beside the options;
     `elements(options)` names bindings whose array element is not the binding's dtype (vec4f, ...).
+    `default`: whether a page may choose it by itself; else it runs only where it is asked for by name.
+    `when` maps options to the values that the variant serves, `multiples` constants to what they must be multiples
+    of; empty means all. `language_features` are of WGSL (`navigator.gpu.wgslLanguageFeatures`), `matrix` is what
+    `adapter.info.subgroupMatrixConfigs` must list: component type, result type, M, N, K. `converts` maps bindings to
+    the operand type that they are converted to before the dispatch (`webgpu_kernels/operands.py`): "f16", "int8" or
+    "int8_rows"; the shader then binds the converted rows, dense, in their place, followed by their scales.
     """
 
     name: str
@@ -57,6 +63,28 @@ class Variant:
     context: Mapping[str, Any] = field(default_factory=dict)
     elements: Callable[[Options], Mapping[str, str]] = lambda options: {}  # WGSL element types
     error: float | None = None  # bound on the normalized error, where it differs from the case's
+    default: bool = True
+    when: Mapping[str, tuple] = field(default_factory=dict)
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    language_features: tuple[str, ...] = ()
+    matrix: tuple[str, str, int, int, int] | None = None
+    converts: Mapping[str, str] = field(default_factory=dict)
+
+    def serves(self, options: Options) -> bool:
+        return all(options[name] in values for name, values in self.when.items())
+
+    def fits(self, constants: Numbers) -> bool:
+        return all(constants[name] % multiple == 0 for name, multiple in self.multiples.items())
+
+    def bindings(self, present: Sequence[Binding]) -> list[Binding]:
+        """`present` with the variant's converted operands in place of what they are converted from."""
+        found = []
+        for binding in present:
+            kind = self.converts.get(binding.name)
+            found.append(replace(binding, dtype="u32") if kind else binding)
+            if kind in ("int8", "int8_rows"):
+                found.append(Binding(f"{binding.name}_scales"))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

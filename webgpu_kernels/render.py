@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from webgpu_kernels.registry import Groups, Kernel, Options, Variant, get
+from webgpu_kernels.registry import Binding, Groups, Kernel, Options, Variant, get
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,15 @@ class Rendered:
         return f"{self.kernel}.{self.variant.name}.{digest}.wgsl"
 
     @property
+    def bindings(self) -> list[Binding]:
+        """What the shader binds, in order: converted operands in place of what they are converted from."""
+        return self.variant.bindings(self.record.present_bindings(self.options))
+
+    @property
     def groups(self) -> Groups:
         """The workgroup counts (x, y, z) as expressions."""
         groups = self.variant.groups
-        return groups(self.options) if callable(groups) else groups
+        return groups({**self.options, **self.variant.context}) if callable(groups) else groups
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -43,10 +48,13 @@ class Rendered:
             "file": self.file,
             "features": list(self.variant.features),
             "limits": dict(self.variant.limits),
-            "bindings": [
-                {"name": b.name, "access": b.access, "dtype": b.dtype}
-                for b in self.record.present_bindings(self.options)
-            ],
+            "default": self.variant.default,
+            "error": self.variant.error,
+            "language_features": list(self.variant.language_features),
+            "matrix": list(self.variant.matrix) if self.variant.matrix else None,
+            "multiples": dict(self.variant.multiples),
+            "converts": dict(self.variant.converts),
+            "bindings": [{"name": b.name, "access": b.access, "dtype": b.dtype} for b in self.bindings],
             "uniforms": [{"name": name, "type": kind} for name, kind in self.record.uniforms.items()],
             "constants": list(self.record.constants),
             "groups": list(self.groups),
@@ -69,7 +77,7 @@ def _environment() -> jinja2.Environment:
 def _interface(record: Kernel, options: Options, variant: Variant) -> str:
     """Overrides, bindings and the `Params` struct, generated so that they are declared once."""
     lines = [f"override {name}: {kind};" for name, kind in record.constants.items()]
-    present = record.present_bindings(options)
+    present = variant.bindings(record.present_bindings(options))
     elements = variant.elements(options)
     lines.append("struct Params {")
     lines += [f"    {name}: {kind}," for name, kind in record.uniforms.items()]
@@ -81,23 +89,31 @@ def _interface(record: Kernel, options: Options, variant: Variant) -> str:
     return "\n".join(lines)
 
 
-def render(name: str, options: Options, variant: str | None = None) -> Rendered:
+def render(
+    name: str, options: Options, variant: str | None = None, context: Mapping[str, Any] | None = None
+) -> Rendered:
     """The WGSL of one kernel variant.
 
     Args:
         name: kernel name in the registry.
         options: compile-time choices; missing ones take the kernel's defaults.
         variant: variant name; the baseline when omitted.
+        context: tunable numbers of the variant to replace (tile sizes, ...).
 
     Raises:
-        KeyError, ValueError: unknown kernel, option, value or variant.
+        KeyError, ValueError: unknown kernel, option, value, variant or number, or options that the variant does not serve.
     """
     record = get(name)
     full = record.complete(options)
     chosen = [v for v in record.variants if variant in (None, v.name)]
     if not chosen:
         raise ValueError(f"kernel {name} has no variant {variant!r}; it has {[v.name for v in record.variants]}")
-    return _render(record, full, chosen[0])
+    if not chosen[0].serves(full):
+        raise ValueError(f"kernel {name}, variant {variant}: serves {dict(chosen[0].when)}, found {full}")
+    unknown = sorted(set(context or {}) - set(chosen[0].context))
+    if unknown:
+        raise ValueError(f"kernel {name}, variant {variant}: no number {unknown[0]!r}; it has {list(chosen[0].context)}")
+    return _render(record, full, replace(chosen[0], context={**chosen[0].context, **(context or {})}))
 
 
 def _render(record: Kernel, full: Mapping[str, Any], variant: Variant) -> Rendered:
@@ -110,7 +126,7 @@ def _render(record: Kernel, full: Mapping[str, Any], variant: Variant) -> Render
 
 
 def render_all(name: str, options: Options) -> list[Rendered]:
-    """Every variant of one kernel, the baseline first."""
+    """Every variant of one kernel that serves the options, the baseline first."""
     record = get(name)
     full = record.complete(options)
-    return [_render(record, full, variant) for variant in record.variants]
+    return [_render(record, full, variant) for variant in record.variants if variant.serves(full)]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from exporter.expressions import evaluate
+from webgpu_kernels.operands import converted_inputs
 from webgpu_kernels.registry import DTYPES, Case, Kernel
 from webgpu_kernels.render import Rendered
 
@@ -60,10 +61,12 @@ def make_job(kernel: Kernel, rendered: Rendered, case: Case) -> dict[str, Any]:
     written = {b.name for b in present if b.access != "read"}
     _check_names("inputs", {b.name for b in present} - written, set(case.inputs) - written, label)
     _check_names("outputs", written, set(case.outputs), label)
+    converts = rendered.variant.converts
+    given = converted_inputs(converts, case.inputs, case.uniforms, case.constants["K"]) if converts else case.inputs
     bindings = []
-    for binding in present:
-        if binding.name in case.inputs:
-            words = _words(binding.name, case.inputs[binding.name], binding.dtype, label)
+    for binding in rendered.bindings:
+        if binding.name in given:
+            words = _words(binding.name, given[binding.name], binding.dtype, label)
         else:
             words = np.full(case.outputs[binding.name], FILL)
         data = np.full(GUARD + _padded(len(words)) + GUARD, FILL)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.kernels.emulated import emulated, emulated_attention
 from tests.kernels.job import FILL, GUARD, check_output, make_job
 from tests.kernels.runners import BrowserRunner, NodeRunner
-from webgpu_kernels import Case, Kernel, Variant, all_kernels, render_all
+from webgpu_kernels import Case, Kernel, Rendered, Variant, all_kernels, render_all
 
 KERNELS = all_kernels()
 
@@ -26,21 +27,30 @@ def _cases(name: str) -> dict[str, Case]:
 
 def _runs() -> list[Any]:
     return [
-        pytest.param(kernel.name, variant, case, id=f"{kernel.name}-{variant.name}-{case}")
+        pytest.param(kernel.name, variant, name, id=f"{kernel.name}-{variant.name}-{name}")
         for kernel in KERNELS.values()
         for variant in kernel.variants
-        for case in _cases(kernel.name)
+        for name, case in _cases(kernel.name).items()
+        if variant.serves(kernel.complete(case.options)) and variant.fits(case.constants)
     ]
 
 
-def _runner(variant: Variant, browser: BrowserRunner, request: pytest.FixtureRequest) -> BrowserRunner | NodeRunner:
-    """The browser where its adapter is able, else Node; it fails where neither is."""
+def _run(
+    rendered: Rendered, case: Case, job: dict[str, Any], browser: BrowserRunner, request: pytest.FixtureRequest
+) -> dict[str, bytes]:
+    """In the browser where its adapter is able, else in Node, with emulated matrices where that has none; it fails
+    where neither is able."""
+    variant = rendered.variant
     if browser.can(variant.features, dict(variant.limits)):
-        return browser
+        return browser.run(job)
     node: NodeRunner = request.getfixturevalue("node_runner")
-    if not node.can(variant.features, dict(variant.limits)):
-        raise AssertionError(f"no adapter for variant {variant.name}: it needs {variant.features} {variant.limits}")
-    return node
+    if node.can(variant.features, dict(variant.limits)):
+        return node.run(job)
+    if variant.matrix and variant.template == "linear_matrix.wgsl":
+        return node.run(emulated(rendered, case, job))
+    if variant.matrix and variant.template == "attention_matrix.wgsl":
+        return node.run(emulated_attention(rendered, case, job))
+    raise AssertionError(f"no adapter for variant {variant.name}: it needs {variant.features} {variant.limits}")
 
 
 def _bound(case: Case, variant: Variant) -> float:
@@ -60,7 +70,7 @@ def test_kernel_matches_reference(
     case = _cases(name)[case_name]
     rendered = next(r for r in render_all(name, case.options) if r.variant.name == variant.name)
     job = make_job(kernel, rendered, case)
-    buffers = _runner(variant, browser_runner, request).run(job)
+    buffers = _run(rendered, case, job, browser_runner, request)
     expected = _reference(kernel, case)
     assert set(buffers) == set(expected) == set(case.outputs)
     dtypes = {binding.name: binding.dtype for binding in kernel.bindings}

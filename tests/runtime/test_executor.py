@@ -330,27 +330,38 @@ VARIANTS = [
     {"kernel": "k", "variant": "wide", "features": [], "limits": {"maxComputeInvocationsPerWorkgroup": 1024}},
     {"kernel": "k", "variant": "f16", "features": ["shader-f16"], "limits": {}},
     {"kernel": "k", "variant": "f16-subgroups", "features": ["shader-f16", "subgroups"], "limits": {}},
+    {"kernel": "k", "variant": "matrix", "features": ["m"], "limits": {}, "matrix": ["f16", "f32", 16, 8, 16]},
+    {"kernel": "k", "variant": "int8", "features": ["dp"], "limits": {}, "converts": {"x": "int8"}, "default": False},
 ]
+MATRICES = [{"componentType": "f16", "resultType": "f32", "M": 16, "N": 8, "K": 16}]
 
 
 @pytest.mark.parametrize(
-    ("features", "limit", "component", "force", "chosen"),
+    ("features", "limit", "policy", "expected"),
     [
-        ([], 256, "denoiser", None, "baseline"),
-        ([], 1024, "denoiser", None, "wide"),
-        (["shader-f16"], 256, "denoiser", None, "f16"),
-        (["shader-f16", "subgroups"], 256, "decoder", None, "f16-subgroups"),
-        (["shader-f16", "subgroups"], 1024, "encoder", None, "wide"),
-        (["shader-f16"], 256, "denoiser", "baseline", "baseline"),
-        (["shader-f16"], 1024, "denoiser", "wide", "wide"),
-        ([], 256, "denoiser", "f16", "baseline"),
+        ([], 256, {}, "baseline"),
+        ([], 1024, {}, "wide"),
+        (["shader-f16"], 256, {}, "f16"),
+        (["shader-f16", "subgroups"], 256, {"component": "decoder"}, "f16-subgroups"),
+        (["shader-f16", "subgroups"], 1024, {"component": "encoder"}, "wide"),
+        (["shader-f16"], 256, {"forceVariant": "baseline"}, "baseline"),
+        (["shader-f16"], 1024, {"forceVariant": "wide"}, "wide"),
+        ([], 256, {"forceVariant": "f16"}, "baseline"),
+        (["m"], 256, {"matrices": MATRICES}, "matrix"),
+        (["m"], 256, {"matrices": [{**MATRICES[0], "N": 16}]}, "baseline"),
+        (["dp"], 256, {}, "baseline"),  # not by default
+        (["dp"], 256, {"forceVariant": "int8"}, "int8"),
+        (["dp"], 256, {"forceVariant": "int8", "component": "encoder"}, "baseline"),
+        (["shader-f16"], 1024, {"chosen": "wide"}, "wide"),
+        ([], 1024, {"chosen": "f16"}, "wide"),  # chosen when the adapter had more
     ],
 )
-def test_the_last_variant_that_the_device_can_run_is_taken(
-    calculator: Page, features: list[str], limit: int, component: str, force: str | None, chosen: str
+def test_the_variant_taken_is_one_that_the_device_can_run_and_the_component_may_use(
+    calculator: Page, features: list[str], limit: int, policy: dict[str, Any], expected: str
 ) -> None:
-    script = """async ([variants, features, limits, policy]) =>
-      (await load("pipelines")).chooseVariant(variants, new Set(features), limits, policy).variant"""
-    policy = {"component": component, **({"forceVariant": force} if force else {})}
+    script = """async ([variants, features, limits, { matrices, ...policy }]) => {
+      const offer = { features: new Set(features), limits, matrices };
+      return (await load("pipelines")).chooseVariant(variants, offer, policy).variant;
+    }"""
     limits = {"maxComputeInvocationsPerWorkgroup": limit}
-    assert calculator.evaluate(script, [VARIANTS, features, limits, policy]) == chosen
+    assert calculator.evaluate(script, [VARIANTS, features, limits, {"component": "denoiser", **policy}]) == expected

@@ -45,8 +45,9 @@ function draw(width, height, seed) {
   return pixels;
 }
 
-export function createClient() {
+export function createClient(settings) {
   fake.calls.push(["create"]);
+  fake.settings = settings;
   return {
     async probe() {
       if (fake.probe) throw failure(fake.probe);
@@ -56,6 +57,7 @@ export function createClient() {
       fake.calls.push(["load", new URL(url).pathname]);
       fake.memoryBudget = options.memoryBudget;
       await run(PHASES.load, options);
+      return { kernels: { summary: `matmul: ${fake.settings?.forceVariant ?? "striped"}`, rejected: [] } };
     },
     async generate(request, options) {
       fake.calls.push(["generate", request]);

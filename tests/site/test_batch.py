@@ -78,7 +78,7 @@ class Page:
     def __init__(self, broken: int = 99):
         self.broken, self.asked = broken, []
 
-    def __call__(self, site, model, requests, adapter):
+    def __call__(self, site, model, requests, adapter, setup):
         for number, request in enumerate(requests):
             if number == self.broken:
                 raise BitbrushError("device-lost: expected a device, found none")
@@ -88,6 +88,7 @@ class Page:
                 "model": "pocket",
                 "variant": "ternary",
                 "adapter": "test",
+                "kernels": "matmul: f32",
                 "timings": {},
                 "seconds": 1.0,
                 "peak_bytes": {},

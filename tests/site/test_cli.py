@@ -105,7 +105,7 @@ def test_an_unknown_variant_ends_with_2(capsys, exported, tmp_path):
 def test_what_the_model_cannot_draw_ends_with_2_before_a_browser_starts(
     capsys, exported, tmp_path, monkeypatch, arguments, words
 ):
-    monkeypatch.setattr(generate, "launch", lambda adapter: pytest.fail("a browser was started"))
+    monkeypatch.setattr(generate, "launch", lambda adapter, **options: pytest.fail("a browser was started"))
     model = exported("two-heads-ternary")
     code, line = run(capsys, "generate", "-p", "x", "--model", model, "-o", tmp_path / "x.png", *arguments)
     assert code == 2 and words in line

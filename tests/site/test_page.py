@@ -298,6 +298,15 @@ def test_latents_are_kept_only_when_asked_for(open_page):
         assert page.evaluate("Boolean(document.getElementById('result').bitbrush.latents)") == kept
 
 
+def test_the_kernels_chosen_are_shown_and_can_be_forced(open_page):
+    for query, name in (("", "striped"), ("?variant=f32_staged", "f32_staged")):
+        page = open_page(query=query)
+        draw(page)
+        drawn(page)
+        assert page.locator("#kernels").text_content() == f"Kernels chosen on it: matmul: {name}"
+        assert page.evaluate("document.getElementById('result').bitbrush.kernels") == f"matmul: {name}"
+
+
 @pytest.mark.parametrize("width", [320, 360, 1280])
 def test_nothing_is_cut_off_at_any_width(open_page, width):
     page = open_page(viewport={"width": width, "height": 700})

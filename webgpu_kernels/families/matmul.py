@@ -6,14 +6,34 @@ from typing import Any
 
 import numpy as np
 
-from webgpu_kernels.grid import StagedTile, Tile, threads
+from webgpu_kernels.grid import Tile, threads, tiled
 from webgpu_kernels.registry import Binding, Case, Kernel, Numbers, Options, Variant, register
-from webgpu_kernels.weights import dense, random_weights, weight_bindings
+from webgpu_kernels.weights import LOW_BIT, dense, random_weights, weight_bindings
 
 Arrays = dict[str, np.ndarray]
 
 TILE = Tile(rows=8, columns=8)
-STAGED_F16 = StagedTile(operand="f16", thread_rows=8, thread_columns=4, depth=32)
+MATRIX_FEATURE = "chromium-experimental-subgroup-matrix"
+F32_STAGED = {
+    "operand": "f32",
+    "tile_rows": 128,
+    "tile_columns": 128,
+    "depth": 16,
+    "stages": 1,
+    "fused": False,
+}
+F16 = {**F32_STAGED, "operand": "f16", "depth": 32}
+INT8 = {**F32_STAGED, "operand": "int8", "depth": 64}
+MATRIX_F16 = {
+    "operand": "f16",
+    "tile_rows": 128,
+    "tile_columns": 128,
+    "sub_rows": 64,
+    "sub_columns": 32,
+    "depth": 32,
+    "stages": 2,
+}
+MATRIX_INT8 = {**MATRIX_F16, "operand": "int8", "depth": 64}
 LINEAR_WEIGHTS = ("f16", "f32", "binary", "ternary", "int4", "int8")
 
 
@@ -21,6 +41,15 @@ def _linear_elements(options: Options) -> dict[str, str]:
     if not options["aligned"]:
         return {}
     return {"x": "vec4f", **{"f16": {"weight": "vec2u"}, "f32": {"weight": "vec4f"}}.get(options["weights"], {})}
+
+
+def _matrix_elements(options: Options) -> dict[str, str]:
+    codes = {"int4": {"codes": "vec2u"}, "int8": {"codes": "vec4u"}, "f16": {"weight": "vec4u"}}
+    return {"x": "vec4u", "x_scales": "vec2f", **codes.get(options["weights"], {})}
+
+
+def _int8_elements(options: Options) -> dict[str, str]:
+    return {"x": "vec4u", "x_scales": "vec2f", **{"int4": {"codes": "vec2u"}, "int8": {"codes": "vec4u"}}.get(options["weights"], {})}
 
 
 def _rows(values: np.ndarray, offset: int, stride: int, rows: int, columns: int) -> np.ndarray:
@@ -125,13 +154,65 @@ register(
                 elements=_linear_elements,
             ),
             Variant(
+                "f32_staged",
+                "linear_outer.wgsl",
+                tiled("N", "rows"),
+                context=F32_STAGED,
+                elements=_linear_elements,
+                when={"aligned": (True,)},
+            ),
+            Variant(
                 "f16",
-                "linear_staged.wgsl",
-                STAGED_F16.groups("N", "rows"),
+                "linear_outer.wgsl",
+                tiled("N", "rows"),
                 features=("shader-f16",),
-                context=STAGED_F16.context(),
+                context=F16,
                 elements=_linear_elements,
                 error=2e-3,
+                when={"aligned": (True,)},
+            ),
+            Variant(
+                "int8",
+                "linear_outer.wgsl",
+                tiled("N", "rows"),
+                context=INT8,
+                elements=_int8_elements,
+                error=2e-2,
+                when={"weights": tuple(LOW_BIT), "aligned": (True,)},
+                multiples={"K": 128, "GROUP": INT8["depth"]},
+                language_features=("packed_4x8_integer_dot_product",),
+                converts={"x": "int8"},
+                default=False,
+            ),
+            Variant(
+                "matrix_f16",
+                "linear_matrix.wgsl",
+                tiled("N", "rows"),
+                features=("shader-f16", "subgroups", MATRIX_FEATURE),
+                limits={"maxComputeWorkgroupStorageSize": 40_960},
+                context=MATRIX_F16,
+                elements=_matrix_elements,
+                error=2e-3,
+                when={"weights": ("f16", *LOW_BIT), "aligned": (True,)},
+                multiples={"K": 32},
+                matrix=("f16", "f32", 16, 16, 16),
+                converts={"x": "f16"},
+            ),
+            Variant(
+                "matrix_int8",
+                "linear_matrix.wgsl",
+                tiled("N", "rows"),
+                features=("subgroups", MATRIX_FEATURE),
+                limits={"maxComputeWorkgroupStorageSize": 41_472},
+                context=MATRIX_INT8,
+                elements=_matrix_elements,
+                error=3e-2,
+                when={"weights": tuple(LOW_BIT), "aligned": (True,)},
+                multiples={"K": 64, "GROUP": 16},
+                language_features=("packed_4x8_integer_dot_product",),
+                matrix=("i8", "i32", 16, 16, 32),
+                converts={"x": "int8_rows"},
+                default=False,
             ),
         ),
         reference=_linear,

@@ -9,7 +9,8 @@ import { BitbrushError, aborted } from "./errors.js";
  * @typedef {import("./manifest.js").Manifest} Manifest
  * @typedef {import("./request.js").Request} Request
  * @typedef {import("./generate.js").Picture} Picture
- * @typedef {{name: string, variant: string, sizes: Manifest["sizes"], text: Manifest["text"], bytes: number}} LoadedModel
+ * @typedef {{name: string, variant: string, sizes: Manifest["sizes"], text: Manifest["text"], bytes: number,
+ *   kernels: import("./model.js").KernelFacts}} LoadedModel
  * @typedef {{signal?: AbortSignal, onProgress?: OnProgress}} CallOptions
  * @typedef {{resolve: (value: any) => void, reject: (error: Error) => void, onProgress?: OnProgress}} Pending
  * @typedef {ReturnType<typeof createClient>} Client

@@ -15,12 +15,17 @@ const RAISED_LIMITS = /** @type {const} */ ([
   "maxComputeWorkgroupSizeZ",
 ]);
 
-/** Taken when the adapter has them; kernels' variants ask for them by name, nothing requires them. @type {GPUFeatureName[]} */
-const WANTED_FEATURES = ["shader-f16", "subgroups", "timestamp-query"];
+/** Taken when the adapter has them; kernels' variants ask for them by name, nothing requires them. */
+const WANTED_FEATURES = /** @type {GPUFeatureName[]} */ ([
+  "shader-f16", "subgroups", "timestamp-query", "chromium-experimental-subgroup-matrix",
+]);
 
 /**
  * @typedef {{vendor: string, architecture: string, device: string, description: string, fallback: boolean}} AdapterFacts
- * @typedef {{adapter: AdapterFacts, features: string[], limits: Record<string, number>}} ProbeResult
+ * @typedef {{componentType: string, resultType: string, M: number, N: number, K: number}} MatrixConfig
+ *   sizes and types of matrices that a subgroup multiplies
+ * @typedef {{adapter: AdapterFacts, features: string[], limits: Record<string, number>,
+ *   subgroupMatrixConfigs: MatrixConfig[]}} ProbeResult
  * @typedef {{total: number, byLabel: Record<string, number>}} MemoryReport live GPU bytes
  */
 
@@ -55,6 +60,16 @@ function pickLimits(limits) {
 }
 
 /**
+ * @param {GPUAdapterInfo} info
+ * @returns {MatrixConfig[]} empty where the browser does not know of them
+ */
+function matrixConfigs(info) {
+  const { subgroupMatrixConfigs = [] } = /** @type {{subgroupMatrixConfigs?: MatrixConfig[]}} */ (info);
+  return Array.from(subgroupMatrixConfigs, ({ componentType, resultType, M, N, K }) =>
+    ({ componentType, resultType, M, N, K }));
+}
+
+/**
  * What the adapter is and can do.
  * @param {GPUAdapter} adapter
  * @returns {ProbeResult}
@@ -65,6 +80,7 @@ export function describeAdapter(adapter) {
     adapter: { vendor, architecture, device, description, fallback: isFallbackAdapter },
     features: [...adapter.features].sort(),
     limits: pickLimits(adapter.limits),
+    subgroupMatrixConfigs: matrixConfigs(adapter.info),
   };
 }
 
@@ -73,10 +89,13 @@ export class DeviceContext {
   /**
    * @param {GPUDevice} device
    * @param {ProbeResult} facts of the adapter
+   * @param {Iterable<string>} [language] extensions of WGSL
    */
-  constructor(device, facts) {
+  constructor(device, facts, language = []) {
     this.device = device;
     this.facts = facts;
+    /** What variants may ask for by name. */
+    this.features = new Set([...device.features, ...language]);
     /** @type {BitbrushError | null} */
     this.failure = null;
     /** @type {Map<GPUBuffer, {label: string, size: number}>} */
@@ -237,7 +256,8 @@ export async function openDevice(gpu, options = {}) {
   const requiredFeatures = options.baseline ? [] : WANTED_FEATURES.filter((name) => adapter.features.has(name));
   const requiredLimits = options.baseline ? {} : facts.limits;
   try {
-    return new DeviceContext(await adapter.requestDevice({ requiredFeatures, requiredLimits }), facts);
+    const language = options.baseline ? [] : gpu?.wgslLanguageFeatures;
+    return new DeviceContext(await adapter.requestDevice({ requiredFeatures, requiredLimits }), facts, language);
   } catch (error) {
     throw asBitbrushError(error, "no-adapter", "the graphics adapter gave no device");
   }

@@ -11,23 +11,31 @@ import { BitbrushError, throwIfAborted } from "./errors.js";
  *   one dispatch, ready to encode; work: multiply-adds, roughly
  */
 
-const SLICE_MS = 80;
+const SLICE_MS = 50;
+const CERTAIN_MS = 10; // a shorter slice is mostly waiting, and tells little of the adapter's rate
+const IN_FLIGHT = 2; // so that the GPU computes one slice while the next is encoded
 
 /**
- * Finds out how many multiply-adds fit in one short submit on this machine; shared by all executors.
+ * Finds out how much work fits in one short submit on this machine; shared by all executors.
  */
 export class Pacer {
   constructor() {
     this.budget = 2e8; // about 0.1 s on the slowest adapter met, a software one
+    /** Least work a millisecond of late. */
+    this.rate = Infinity;
   }
 
   /**
-   * @param {number} work multiply-adds of the slice that just ran
-   * @param {number} ms
+   * @param {number} work of a slice that just ran
+   * @param {number} ms that it took
    */
   note(work, ms) {
-    if (ms < SLICE_MS / 2 && work > this.budget / 4) this.budget *= 4;
-    if (ms > SLICE_MS * 2) this.budget = Math.max(this.budget / 2, 1e6);
+    if (ms < CERTAIN_MS) {
+      if (work > this.budget / 4) this.budget = Math.min(4 * this.budget, this.rate * SLICE_MS);
+      return;
+    }
+    this.rate = Math.min(1.25 * this.rate, work / ms);
+    this.budget = Math.max(1e6, Math.min(4 * this.budget, this.rate * SLICE_MS));
   }
 }
 
@@ -46,6 +54,10 @@ export class Executor {
     this.steps = [];
     /** @type {GPUBuffer[]} */
     this.owned = [];
+    /** Slices that the queue has, oldest first.
+     * @type {{finished: Promise<unknown>, work: number, began: number, report: () => void}[]} */
+    this.inFlight = [];
+    this.lastEnd = 0;
     /** Inputs and outputs by name. @type {Map<string, {buffer: GPUBuffer, bytes: number, value: PlanValue}>} */
     this.ports = new Map();
   }
@@ -121,52 +133,96 @@ export class Executor {
    * @returns {Promise<ArrayBuffer>}
    */
   async read(name) {
+    const finish = await this.startRead(name);
+    return finish();
+  }
+
+  /**
+   * Begin to copy an output back; what follows in the queue may overwrite it.
+   * @param {string} name
+   * @returns {Promise<() => Promise<ArrayBuffer>>} to be called once
+   */
+  async startRead(name) {
     const { buffer, bytes } = this.port(name, "output");
     const { device } = this.context;
-    const staging = await this.context.scoped(`reading ${name}`, () => {
+    const { staging, mapped } = await this.context.scoped(`reading ${name}`, () => {
       const made = this.own("readback", bytes, GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST);
       const encoder = device.createCommandEncoder();
       encoder.copyBufferToBuffer(buffer, 0, made, 0, bytes);
       device.queue.submit([encoder.finish()]);
-      return made;
+      const promise = made.mapAsync(GPUMapMode.READ);
+      promise.catch(() => {}); // finish() throws it
+      return { staging: made, mapped: promise };
     });
-    await this.context.guard(staging.mapAsync(GPUMapMode.READ));
-    const copy = staging.getMappedRange().slice(0);
-    this.owned.splice(this.owned.indexOf(staging), 1);
-    this.context.destroyBuffer(staging);
-    return copy;
+    return async () => {
+      await this.context.guard(mapped);
+      const copy = staging.getMappedRange().slice(0);
+      this.owned.splice(this.owned.indexOf(staging), 1);
+      this.context.destroyBuffer(staging);
+      return copy;
+    };
   }
 
   /**
    * Run all dispatches.
-   * @param {{signal?: AbortSignal, onSlice?: (done: number, total: number) => void}} [options]
+   * @param {{signal?: AbortSignal, onSlice?: (done: number, total: number) => void, wait?: boolean}} [options]
+   *   wait: false leaves the last slice running; what follows in the queue sees its results, and the next run or
+   *   `settle` reports it
    */
-  async run({ signal, onSlice = () => {} } = {}) {
-    const { device } = this.context;
+  async run({ signal, onSlice = () => {}, wait = true } = {}) {
     let start = 0;
-    onSlice(0, this.steps.length);
-    while (start < this.steps.length) {
+    const total = this.steps.length;
+    if (this.inFlight.length === 0) onSlice(0, total);
+    while (start < total) {
       throwIfAborted(signal);
       const { end, work } = this.sliceFrom(start);
-      const began = performance.now();
-      const { finished } = await this.context.scoped(`plan ${this.plan.component}, dispatches ${start} to ${end - 1}`, () => {
-        const encoder = device.createCommandEncoder();
-        const pass = encoder.beginComputePass();
-        for (const step of this.steps.slice(start, end)) {
-          pass.setPipeline(step.pipeline);
-          pass.setBindGroup(0, step.bindGroup);
-          pass.dispatchWorkgroups(step.groups[0], step.groups[1], step.groups[2]);
-        }
-        pass.end();
-        device.queue.submit([encoder.finish()]);
-        return { finished: device.queue.onSubmittedWorkDone() };
-      });
-      await this.context.guard(finished);
-      this.pacer.note(work, performance.now() - began);
+      const { finished } = await this.submit(start, end);
+      const done = end;
+      this.inFlight.push({ finished, work, began: performance.now(), report: () => onSlice(done, total) });
       start = end;
-      onSlice(start, this.steps.length);
+      await this.settle(IN_FLIGHT - 1);
     }
+    if (wait) await this.settle();
     throwIfAborted(signal);
+  }
+
+  /**
+   * Wait until no more than so many slices run.
+   * @param {number} [most]
+   */
+  async settle(most = 0) {
+    while (this.inFlight.length > most) {
+      const { finished, work, began, report } = this.inFlight[0];
+      await this.context.guard(finished);
+      this.inFlight.shift();
+      const now = performance.now();
+      this.pacer.note(work, now - Math.max(began, this.lastEnd));
+      this.lastEnd = now;
+      report();
+    }
+  }
+
+  /**
+   * @param {number} start
+   * @param {number} end
+   * @returns {Promise<{finished: Promise<undefined>}>} finished: settles when the slice has run
+   */
+  submit(start, end) {
+    const { device } = this.context;
+    return this.context.scoped(`plan ${this.plan.component}, dispatches ${start} to ${end - 1}`, () => {
+      const encoder = device.createCommandEncoder();
+      const pass = encoder.beginComputePass();
+      for (const step of this.steps.slice(start, end)) {
+        pass.setPipeline(step.pipeline);
+        pass.setBindGroup(0, step.bindGroup);
+        pass.dispatchWorkgroups(step.groups[0], step.groups[1], step.groups[2]);
+      }
+      pass.end();
+      device.queue.submit([encoder.finish()]);
+      const finished = device.queue.onSubmittedWorkDone();
+      finished.catch(() => {}); // whoever waits for it hears of a lost device
+      return { finished };
+    });
   }
 
   /** @param {number} start */
@@ -184,5 +240,6 @@ export class Executor {
     for (const buffer of this.owned.splice(0)) this.context.destroyBuffer(buffer);
     this.ports.clear();
     this.steps = [];
+    this.inFlight = [];
   }
 }

@@ -76,17 +76,30 @@ function denoise(model, features, sigmas, modulations, { steps, seed }, grid, op
       denoiser.write(`text_rotary_${kind}`, rotary[kind].subarray(0, textValues));
       denoiser.write(`image_rotary_${kind}`, rotary[kind].subarray(textValues));
     }
-    let latents = initialLatents(seed, manifest.latents.channels, grid.tokens);
+    denoiser.write("latents", initialLatents(seed, manifest.latents.channels, grid.tokens));
+    const elements = manifest.latents.channels * grid.tokens;
+    /** @type {Float32Array<ArrayBuffer>[]} */
     const history = [];
+    /** Takes the last step's latents once they are here. @type {() => Promise<void>} */
+    let take = async () => {};
     for (let step = 0; step < steps; step += 1) {
-      denoiser.write("latents", latents);
+      // A step begins before the latents of the one before are read, so that the GPU never waits for the page.
+      if (step > 0) await denoiser.copy("latents", denoiser.port("next_latents", "output").buffer, 0, elements);
       await writeModulation(model, denoiser, modulations[step]);
       denoiser.write("step_size", Float32Array.of(sigmas[step + 1] - sigmas[step]));
-      await denoiser.run({ signal, onSlice: (done, total) => report(step, steps, (step + done / total) / steps) });
-      latents = new Float32Array(await denoiser.read("next_latents"));
-      requireFinite(latents, `latents after step ${step + 1}`);
-      history.push(latents);
+      const onSlice = (/** @type {number} */ done, /** @type {number} */ total) =>
+        report(step, steps, (step + done / total) / steps);
+      await denoiser.run({ signal, onSlice, wait: false });
+      await take();
+      const finish = await denoiser.startRead("next_latents");
+      take = async () => {
+        const latents = new Float32Array(await finish());
+        requireFinite(latents, `latents after step ${step + 1}`);
+        history.push(latents);
+      };
     }
+    await denoiser.settle();
+    await take();
     report(steps, steps);
     return history;
   });

@@ -2,6 +2,7 @@
 // counts alike (exporter/lower/plan_bytes.py).
 
 import { unrolled } from "./bands.js";
+import { scratchOf } from "./conversions.js";
 import { evaluateCount } from "./expressions.js";
 import { ALIGNMENT, planArenas, roundUp } from "./memory.js";
 
@@ -42,16 +43,21 @@ export function uniformSlot(counts) {
 }
 
 /**
- * The most bytes that running a plan takes at once, weights apart: arenas, inputs, outputs, uniforms, and the
- * largest output once more while it is read back.
+ * The most bytes that running a plan takes at once, weights apart: arenas, inputs, outputs, converted operands,
+ * uniforms, and the largest output once more while it is read back.
  * @param {Plan} plan
  * @param {Record<string, number>} symbols
+ * @param {(dispatch: import("./plan.js").Dispatch) => import("./pipelines.js").KernelEntry} entryOf the variant that a
+ *   dispatch runs: some convert operands, which takes scratch buffers
  */
-export function planBytes(plan, symbols) {
+export function planBytes(plan, symbols, entryOf) {
   const { bytes, arenas } = layoutValues(plan, symbols);
   const ports = bytes.filter((_, index) => plan.values[index].role !== "temporary").map((size) => roundUp(size, PADDING));
   const slot = uniformSlot(plan.dispatches.map((dispatch) => Object.keys(dispatch.uniforms).length));
-  const uniforms = slot * unrolled(plan, symbols).length;
+  const steps = unrolled(plan, symbols);
+  const { scratch, count } = scratchOf(steps.map((step) => ({ ...step, entry: entryOf(step.dispatch) })));
+  const converted = [...scratch.values()].map(({ words, scales }) => roundUp(words, ALIGNMENT) + scales);
+  const uniforms = slot * (steps.length + count);
   const readback = Math.max(0, ...bytes.filter((_, index) => plan.values[index].role === "output"));
-  return [...arenas, ...ports, uniforms, readback].reduce((a, b) => a + b, 0);
+  return [...arenas, ...ports, ...converted, uniforms, readback].reduce((a, b) => a + b, 0);
 }

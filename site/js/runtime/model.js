@@ -7,6 +7,7 @@
 // inputs and outputs live for one run of one component.
 
 import { bandSymbols } from "./bands.js";
+import { findChoice, summaryOf } from "./choice.js";
 import { BitbrushError, throwIfAborted } from "./errors.js";
 import { Pacer } from "./executor.js";
 import { fetchJson } from "./files.js";
@@ -18,6 +19,7 @@ import { bindingLimit, splitPlan } from "./rows.js";
 import { checkScheduler } from "./schedule.js";
 import { createShardSource } from "./shards.js";
 import { loadTokenizer } from "./tokenizer.js";
+import { tensorSizes } from "./trial.js";
 import { uploadDispatches } from "./trits.js";
 import { loadWeights, prefetch, stagingBytes, weightBytes } from "./weights.js";
 
@@ -32,7 +34,10 @@ import { loadWeights, prefetch, stagingBytes, weightBytes } from "./weights.js";
  *   fraction: of the phase, 0 to 1, finer than done / total where a single step is long
  * @typedef {(progress: Progress) => void} OnProgress
  * @typedef {{manifest: Manifest, plans: Record<ComponentName, Plan>, tokenize: import("./tokenizer.js").Tokenize,
- *   pipelines: import("./pipelines.js").Pipelines, source: import("./shards.js").ShardSource}} Parts
+ *   pipelines: import("./pipelines.js").Pipelines, source: import("./shards.js").ShardSource,
+ *   kernels: KernelFacts}} Parts
+ * @typedef {{summary: string, rejected: import("./choice.js").Rejection[]}} KernelFacts which variants of the kernels
+ *   run, in one line, and those that were wrong on this device
  * @typedef {{keepAllBytes?: number, memoryBudget?: number, bindingBytes?: number}} MemoryPolicy
  *   keepAllBytes: up to this many bytes of weights the encoder stays, too; memoryBudget: GPU bytes to stay
  *   within if weights that are not at work can make room; bindingBytes: most bytes of a tensor in one binding
@@ -87,6 +92,7 @@ export class Model {
     this.pipelines = parts.pipelines;
     this.source = parts.source;
     this.tokenize = parts.tokenize;
+    this.kernels = parts.kernels;
     this.pacer = new Pacer();
     this.bytes = downloadBytes(this.manifest, COMPONENTS);
     this.keepsEncoder = this.bytes <= keepAllBytes;
@@ -180,7 +186,7 @@ export class Model {
    */
   async withExecutor(name, symbols, options, body) {
     const all = { ...bandSymbols(this.context.device.limits), ...symbols };
-    const running = planBytes(this.plans[name], all);
+    const running = planBytes(this.plans[name], all, (dispatch) => this.pipelines.entryOf(dispatch, name));
     const loading = stagingBytes(this.manifest.components[name]);
     const bytes = this.weights.has(name) ? running : this.weightBytes(name) + Math.max(loading, running);
     if (this.makeRoom(name, bytes, this.memoryBudget)) await this.context.settle();
@@ -254,6 +260,27 @@ async function loadPlan(manifest, name, manifestUrl, signal) {
 }
 
 /**
+ * Choose the kernels' variants for pictures of the model's own size.
+ * @param {DeviceContext} context
+ * @param {import("./pipelines.js").Pipelines} pipelines
+ * @param {Manifest} manifest
+ * @param {Record<ComponentName, Plan>} plans
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<KernelFacts>}
+ */
+async function choose(context, pipelines, manifest, plans, signal) {
+  const { downscale } = manifest.latents;
+  const [columns, rows] = manifest.sizes.default.map((pixels) => Math.ceil(pixels / downscale));
+  const sizes = { rows, columns, image_tokens: rows * columns, text_tokens: manifest.text.length };
+  const symbols = { ...bandSymbols(context.device.limits), ...sizes };
+  const limit = bindingLimit(context.device.limits);
+  const parts = COMPONENTS.map((name) =>
+    ({ plan: plans[name], tensors: tensorSizes(manifest.components[name], limit), symbols }));
+  const choice = await findChoice(context, pipelines, parts, signal);
+  return { summary: summaryOf(choice), rejected: choice.rejected };
+}
+
+/**
  * Load a model. What this device cannot run is refused before any weights are fetched. On any error or
  * cancel nothing stays on the GPU.
  * @param {DeviceContext} context
@@ -274,11 +301,13 @@ export async function loadModel(context, manifestUrl, { pipelines, signal, onPro
   ]);
   const plans = { encoder, modulation, denoiser, decoder };
   for (const name of ALL_COMPONENTS) plans[name] = splitPlan(plans[name], manifest.components[name], limit);
+  const kernels = pipelines.forceVariant ? { summary: `all: ${pipelines.forceVariant}`, rejected: [] }
+    : await choose(context, pipelines, manifest, plans, signal);
   const first = [...COMPONENTS.map((name) => plans[name]), ...uploadDispatches(Object.values(manifest.components))];
   await pipelines.compilePlans(first, signal, reporter(onProgress, "compile", "shaders"));
   const shardsBase = new URL(manifest.shards_url ?? "./", manifestUrl);
   const source = createShardSource(manifest.shards, (shard) => new URL(shard.file, shardsBase).href);
-  const model = new Model(context, { manifest, plans, tokenize, pipelines, source }, policy);
+  const model = new Model(context, { manifest, plans, tokenize, pipelines, source, kernels }, policy);
   try {
     await model.fill(signal, onProgress);
   } catch (error) {

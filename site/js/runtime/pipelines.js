@@ -1,6 +1,7 @@
 // Kernels by name and options -> compute pipelines. The variant is chosen by what the device has, never
 // by browser; nothing is compiled twice, and a compiler's complaint names kernel, variant and line.
 
+import { conversionDispatch } from "./conversions.js";
 import { BitbrushError, show, throwIfAborted } from "./errors.js";
 import { fetchJson, fetchText } from "./files.js";
 
@@ -12,8 +13,17 @@ import { fetchJson, fetchText } from "./files.js";
  * @typedef {{name: string, access: "read" | "read_write", dtype: string}} KernelBinding
  * @typedef {{kernel: string, options: Record<string, unknown>, variant: string, file: string, features: string[],
  *   limits: Record<string, number>, bindings: KernelBinding[], uniforms: {name: string, type: "u32" | "f32"}[],
- *   constants: string[], groups: [Expression, Expression, Expression]}} KernelEntry one line of kernels/index.json
- * @typedef {{entry: KernelEntry, pipeline: GPUComputePipeline, layout: GPUBindGroupLayout}} Compiled
+ *   constants: string[], groups: [Expression, Expression, Expression], default?: boolean, error?: number | null,
+ *   matrix?: [string, string, number, number, number] | null, converts?: Record<string, string>,
+ *   multiples?: Record<string, number>, language_features?: string[]}} KernelEntry
+ *   one line of kernels/index.json. converts: operand types by binding (conversions.js); multiples: what constants
+ *   must be multiples of; default: whether it may be chosen without being asked for; error: its greatest
+ *   relative error, null where it computes as exactly as the baseline
+ * @typedef {{features: {has: (feature: string) => boolean}, limits: Record<string, number>,
+ *   matrices?: import("./device.js").MatrixConfig[], language?: {has: (feature: string) => boolean}}} Offer what a
+ *   device and the browser's WGSL have
+ * @typedef {{entry: KernelEntry, pipeline: GPUComputePipeline, layout: GPUBindGroupLayout,
+ *   conversions: Record<string, Compiled>}} Compiled conversions: kernels that convert operands, by binding
  */
 
 /**
@@ -26,23 +36,51 @@ function optionKey(kernel, options) {
 }
 
 /**
- * The last listed variant that the device can run; for the encoder none that computes in f16, because its
- * values pass what f16 holds.
+ * Dispatches with the same key run the same variant.
+ * @param {Pick<Dispatch, "kernel" | "options">} dispatch
+ * @param {string} component
+ */
+export function choiceKey({ kernel, options }, component) {
+  return `${component === "encoder" ? "encoder " : ""}${optionKey(kernel, options)}`;
+}
+
+/**
+ * The variants that a device can run and a component may use: for the encoder none that rounds operands to f16 or
+ * int8, because its values pass what those hold.
  * @param {KernelEntry[]} variants baseline first
- * @param {{has: (feature: string) => boolean}} features
- * @param {Record<string, number>} limits
- * @param {{component: string, forceVariant?: string}} policy forceVariant: taken where a kernel has it,
- *   the baseline elsewhere
+ * @param {Offer} offer
+ * @param {string} component
+ */
+export function possibleVariants(variants, { features, limits, matrices = [], language = new Set() }, component) {
+  return variants.filter((variant) =>
+    variant.features.every((feature) => features.has(feature)) &&
+    (variant.language_features ?? []).every((feature) => language.has(feature)) &&
+    Object.entries(variant.limits).every(([name, needed]) => (limits[name] ?? 0) >= needed) &&
+    (!variant.matrix || matrices.some((config) => String(variant.matrix) ===
+      String([config.componentType, config.resultType, config.M, config.N, config.K]))) &&
+    !(component === "encoder" && roundsOperands(variant)));
+}
+
+/** @param {KernelEntry} variant */
+function roundsOperands(variant) {
+  return variant.features.includes("shader-f16") || Object.keys(variant.converts ?? {}).length > 0;
+}
+
+/**
+ * The variant to compile: the one asked for, else the one that was chosen on this device (choice.js), else the last
+ * one that may be chosen without being asked for.
+ * @param {KernelEntry[]} variants baseline first
+ * @param {Offer} offer
+ * @param {{component: string, forceVariant?: string, chosen?: string}} policy forceVariant: taken where a kernel has
+ *   it, the baseline elsewhere
  * @returns {KernelEntry}
  */
-export function chooseVariant(variants, features, limits, policy) {
-  const possible = variants.filter((variant) =>
-    variant.features.every((feature) => features.has(feature)) &&
-    Object.entries(variant.limits).every(([name, needed]) => (limits[name] ?? 0) >= needed) &&
-    !(policy.component === "encoder" && variant.features.includes("shader-f16")));
-  if (policy.forceVariant) return possible.find((variant) => variant.variant === policy.forceVariant) ?? variants[0];
-  const chosen = possible.at(-1);
-  if (chosen) return chosen;
+export function chooseVariant(variants, offer, { component, forceVariant, chosen }) {
+  const possible = possibleVariants(variants, offer, component);
+  if (forceVariant) return possible.find((variant) => variant.variant === forceVariant) ?? variants[0];
+  const found = possible.find((variant) => variant.variant === chosen) ??
+    possible.findLast((variant) => variant.default !== false);
+  if (found) return found;
   const { kernel, limits: needed } = variants[0];
   throw new BitbrushError("limit-too-low", `kernel ${kernel}: its baseline needs ${show(needed)}, which this device lacks`);
 }
@@ -65,6 +103,12 @@ export class Pipelines {
       const key = optionKey(entry.kernel, entry.options);
       this.variants.set(key, [...(this.variants.get(key) ?? []), entry]);
     }
+    /** Names of variants by `choiceKey`, made on this device. @type {Map<string, string>} */
+    this.choice = new Map();
+    const limits = /** @type {Record<string, number>} */ (/** @type {unknown} */ (context.device.limits));
+    const matrices = context.facts.subgroupMatrixConfigs;
+    /** @type {Offer} */
+    this.offer = { features: context.features, limits, matrices, language: navigator.gpu.wgslLanguageFeatures };
     /** @type {Map<string, Promise<{module: GPUShaderModule, code: string}>>} */
     this.modules = new Map();
     /** @type {Map<string, GPUBindGroupLayout>} */
@@ -74,24 +118,43 @@ export class Pipelines {
   }
 
   /**
+   * All variants of a dispatch's kernel that serve its constants, baseline first.
+   * @param {Pick<Dispatch, "kernel" | "options" | "constants">} dispatch
+   */
+  variantsOf({ kernel, options, constants }) {
+    const variants = this.variants.get(optionKey(kernel, options));
+    if (variants) {
+      return variants.filter(({ multiples = {} }) =>
+        Object.entries(multiples).every(([name, multiple]) => constants[name] % multiple === 0));
+    }
+    throw new BitbrushError("bad-bundle",
+      `kernel ${kernel} with ${show(options)}: expected in the kernel index, found none`);
+  }
+
+  /**
+   * The variant of one dispatch.
+   * @param {Dispatch} dispatch
+   * @param {string} component
+   * @param {string} [variant] instead of the one that was chosen or forced, where the kernel has it
+   */
+  entryOf(dispatch, component, variant = this.forceVariant) {
+    const chosen = this.choice.get(choiceKey(dispatch, component));
+    return chooseVariant(this.variantsOf(dispatch), this.offer, { component, forceVariant: variant, chosen });
+  }
+
+  /**
    * The pipeline of one dispatch.
    * @param {Dispatch} dispatch
    * @param {string} component
+   * @param {string} [variant] instead of the one that was chosen or forced, where the kernel has it
    * @returns {Promise<Compiled>}
    */
-  get(dispatch, component) {
-    const variants = this.variants.get(optionKey(dispatch.kernel, dispatch.options));
-    if (!variants) {
-      return Promise.reject(new BitbrushError("bad-bundle",
-        `kernel ${dispatch.kernel} with ${show(dispatch.options)}: expected in the kernel index, found none`));
-    }
-    const { device } = this.context;
-    const limits = /** @type {Record<string, number>} */ (/** @type {unknown} */ (device.limits));
-    const entry = chooseVariant(variants, device.features, limits, { component, forceVariant: this.forceVariant });
+  get(dispatch, component, variant = this.forceVariant) {
+    const entry = this.entryOf(dispatch, component, variant);
     const key = `${entry.file} ${JSON.stringify(Object.entries(dispatch.constants).sort())}`;
     let compiled = this.compiled.get(key);
     if (!compiled) {
-      compiled = this.compile(entry, dispatch.constants);
+      compiled = this.compileWithConversions(entry, dispatch.constants, component);
       compiled.catch(() => this.compiled.delete(key));
       this.compiled.set(key, compiled);
     }
@@ -153,6 +216,21 @@ export class Pipelines {
   /**
    * @param {KernelEntry} entry
    * @param {Record<string, number>} constants
+   * @param {string} component
+   * @returns {Promise<Compiled>}
+   */
+  async compileWithConversions(entry, constants, component) {
+    const kinds = Object.entries(entry.converts ?? {});
+    const [compiled, ...conversions] = await Promise.all([
+      this.compile(entry, constants),
+      ...kinds.map(([, kind]) => this.get(conversionDispatch(kind, constants.K), component)),
+    ]);
+    return { ...compiled, conversions: Object.fromEntries(kinds.map(([binding], at) => [binding, conversions[at]])) };
+  }
+
+  /**
+   * @param {KernelEntry} entry
+   * @param {Record<string, number>} constants
    * @returns {Promise<Compiled>}
    */
   async compile(entry, constants) {
@@ -165,7 +243,7 @@ export class Pipelines {
         layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
         compute: { module, entryPoint: "main", constants },
       });
-      return { entry, pipeline, layout };
+      return { entry, pipeline, layout, conversions: {} };
     } catch (error) {
       if (this.context.isLost) this.context.check();
       throw await compileError(entry, module, code, error);

@@ -1,11 +1,13 @@
 // Makes a plan ready to run: symbols become sizes, sizes become buffers, uniforms and bind groups.
 
 import { bandSymbols, unrolled } from "./bands.js";
+import { Converted, convertedBytes, rowsToConvert, scratchOf } from "./conversions.js";
 import { BitbrushError } from "./errors.js";
 import { Executor } from "./executor.js";
 import { evaluate, evaluateCount } from "./expressions.js";
 import { PADDING, layoutValues, uniformSlot } from "./layout.js";
 import { ALIGNMENT, roundUp } from "./memory.js";
+import { estimateWork } from "./work.js";
 
 /**
  * @typedef {import("./device.js").DeviceContext} DeviceContext
@@ -16,27 +18,11 @@ import { ALIGNMENT, roundUp } from "./memory.js";
  * @typedef {import("./pipelines.js").Pipelines} Pipelines
  * @typedef {import("./weights.js").TensorPlace} TensorPlace
  * @typedef {{get: (name: string) => TensorPlace | undefined}} Tensors
+ * @typedef {import("./executor.js").Step} Step
  * @typedef {Record<string, number>} Uniforms
  */
 
 const MAX_GROUPS = 65535;
-
-/**
- * Multiply-adds of a dispatch, roughly.
- * @param {Dispatch} dispatch
- * @param {Uniforms} sizes uniforms and constants
- * @param {number[]} groups
- */
-function estimateWork({ kernel, options }, sizes, groups) {
-  const overhead = 256 * groups[0] * groups[1] * groups[2];
-  if (kernel === "linear") return overhead + sizes.rows * sizes.N * sizes.K;
-  if (kernel === "conv2d") {
-    const pixels = sizes.rows * sizes.width * (options.upsample ? 2 : 1);
-    return overhead + pixels * sizes.IN_CHANNELS * sizes.OUT_CHANNELS * sizes.KERNEL_SIZE ** 2;
-  }
-  if (kernel === "attention") return overhead + 2 * sizes.q_tokens * sizes.kv_tokens * sizes.HEADS * sizes.HEAD_SIZE;
-  return overhead;
-}
 
 /**
  * Make a plan ready to run at given sizes. On any error nothing stays allocated.
@@ -61,6 +47,7 @@ export async function prepare(context, plan, { symbols, tensors, pipelines, pace
 }
 
 /**
+ * Steps and their buffers. A conversion of an operand is a step of its own, before the first that needs it.
  * @param {Executor} executor
  * @param {Compiled[]} compiled one a dispatch
  * @param {Record<string, number>} symbols
@@ -71,29 +58,76 @@ function build(executor, compiled, symbols, tensors) {
   const places = placeValues(executor, symbols);
   const slot = uniformSlot(compiled.map(({ entry }) => entry.uniforms.length));
   const steps = unrolled(plan, symbols);
-  const uniformBytes = new ArrayBuffer(slot * steps.length);
+  const { scratch, count } = scratchOf(steps.map((step) => ({ ...step, entry: compiled[step.index].entry })));
+  const uniformBytes = new ArrayBuffer(slot * (steps.length + count));
   const uniformBuffer = executor.own("uniforms", uniformBytes.byteLength, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
-  executor.steps = steps.map(({ index, dispatch, symbols: here }, order) => {
-    const { entry, pipeline, layout } = compiled[index];
-    const where = `plan ${plan.component}, dispatch ${index} (${dispatch.kernel}, ${dispatch.source ?? "no source"})`;
-    const uniforms = fillUniforms(new DataView(uniformBytes, order * slot, slot), entry, dispatch, here, where);
-    const known = { places, tensors, symbols: here };
-    const bound = entry.bindings.map((binding) => findBinding(binding.name, dispatch, known, where));
+  const scratchPlaces = placeScratch(executor, scratch);
+  const converted = new Converted();
+  let slots = 0;
+  /** @type {(kernel: Compiled, values: Uniforms, bound: TensorPlace[], where: string) => Step} */
+  const step = ({ entry, pipeline, layout }, values, bound, where) => {
     checkAliases(entry, bound, where);
     checkBindingSizes(bound, context.device.limits, where);
-    const resources = [...bound, { buffer: uniformBuffer, offset: order * slot, size: roundUp(entry.uniforms.length * 4, PADDING) }];
+    writeUniforms(new DataView(uniformBytes, slots * slot, slot), entry, values);
+    const uniforms = { buffer: uniformBuffer, offset: slots * slot, size: roundUp(entry.uniforms.length * 4, PADDING) };
+    slots += 1;
     const bindGroup = context.device.createBindGroup({
-      layout, entries: resources.map((resource, binding) => ({ binding, resource })),
+      layout, entries: [...bound, uniforms].map((resource, binding) => ({ binding, resource })),
     });
+    const bytes = bound.reduce((sum, place) => sum + place.size, 0);
+    return { pipeline, bindGroup, groups: groupsOf(entry, values, where), work: estimateWork(entry, values, bytes) };
+  };
+  executor.steps = steps.flatMap(({ index, dispatch, symbols: here }) => {
+    const { entry, conversions } = compiled[index];
+    const where = `plan ${plan.component}, dispatch ${index} (${dispatch.kernel}, ${dispatch.source ?? "no source"})`;
+    const uniforms = uniformsOf(entry, dispatch, here, where);
     const sizes = { ...numericOptions(dispatch), ...dispatch.constants, ...uniforms };
-    const groups = entry.groups.map((expression) => evaluateCount(expression, sizes, `${where}, groups`, 1));
-    const most = Math.max(...groups);
-    if (most > MAX_GROUPS) {
-      throw new BitbrushError("limit-too-low", `${where}: needs ${most} workgroups in one direction, WebGPU allows ${MAX_GROUPS}`);
-    }
-    return { pipeline, bindGroup, groups, work: estimateWork(dispatch, sizes, groups) };
+    const known = { places, tensors, symbols: here };
+    /** @type {Map<string, TensorPlace>} by name of what is converted and of its scales */
+    const found = new Map();
+    const before = Object.entries(entry.converts ?? {}).flatMap(([name, kind]) => {
+      const place = findBinding(name, dispatch, known, where);
+      const rows = rowsToConvert(name, sizes);
+      const { words, scales } = /** @type {{words: TensorPlace, scales: TensorPlace}} */ (scratchPlaces.get(name));
+      const bytes = convertedBytes(kind, rows);
+      found.set(name, { ...words, size: bytes.words }).set(`${name}_scales`, { ...scales, size: bytes.scales });
+      if (!converted.take(name, kind, rows, place)) return [];
+      const made = [...found.values()].slice(-2).filter(({ size }) => size > 0);
+      const values = { COLUMNS: rows.columns, rows: rows.rows, x_offset: rows.offset, x_stride: rows.stride };
+      return [step(conversions[name], values, [place, ...made], `${where}, conversion of ${name}`)];
+    });
+    const bound = entry.bindings.map(({ name }) => found.get(name) ?? findBinding(name, dispatch, known, where));
+    entry.bindings.forEach(({ access }, at) => access === "read_write" && converted.forget(bound[at]));
+    return [...before, step(compiled[index], sizes, bound, where)];
   });
   context.device.queue.writeBuffer(uniformBuffer, 0, uniformBytes);
+}
+
+/**
+ * @param {import("./pipelines.js").KernelEntry} entry
+ * @param {Uniforms} sizes
+ * @param {string} where
+ */
+function groupsOf(entry, sizes, where) {
+  const groups = entry.groups.map((expression) => evaluateCount(expression, sizes, `${where}, groups`, 1));
+  const most = Math.max(...groups);
+  if (most <= MAX_GROUPS) return groups;
+  throw new BitbrushError("limit-too-low", `${where}: needs ${most} workgroups in one direction, WebGPU allows ${MAX_GROUPS}`);
+}
+
+/**
+ * Buffers for converted operands.
+ * @param {Executor} executor
+ * @param {Map<string, import("./conversions.js").ScratchBytes>} scratch
+ * @returns {Map<string, {words: TensorPlace, scales: TensorPlace}>}
+ */
+function placeScratch(executor, scratch) {
+  return new Map([...scratch].map(([binding, { words, scales }]) => {
+    const size = roundUp(words, ALIGNMENT);
+    const buffer = executor.own("converted", size, GPUBufferUsage.STORAGE);
+    const other = scales ? executor.own("converted", scales, GPUBufferUsage.STORAGE) : buffer;
+    return [binding, { words: { buffer, offset: 0, size: words }, scales: { buffer: other, offset: 0, size: scales } }];
+  }));
 }
 
 /**
@@ -120,30 +154,33 @@ function placeValues(executor, symbols) {
 }
 
 /**
- * @param {DataView} view the dispatch's slot
  * @param {import("./pipelines.js").KernelEntry} entry
  * @param {Dispatch} dispatch
  * @param {Record<string, number>} symbols
  * @param {string} where
  * @returns {Uniforms}
  */
-function fillUniforms(view, entry, dispatch, symbols, where) {
-  /** @type {Uniforms} */
-  const values = {};
-  entry.uniforms.forEach(({ name, type }, index) => {
+function uniformsOf(entry, dispatch, symbols, where) {
+  return Object.fromEntries(entry.uniforms.map(({ name, type }) => {
     if (!Object.hasOwn(dispatch.uniforms, name)) {
       throw new BitbrushError("bad-bundle", `${where}: expected a uniform ${name}, found ${Object.keys(dispatch.uniforms)}`);
     }
     const expression = dispatch.uniforms[name];
-    if (type === "f32") {
-      values[name] = evaluate(expression, symbols);
-      view.setFloat32(index * 4, values[name], true);
-    } else {
-      values[name] = evaluateCount(expression, symbols, `${where}, uniform ${name}`);
-      view.setUint32(index * 4, values[name], true);
-    }
+    return [name, type === "f32" ? evaluate(expression, symbols)
+      : evaluateCount(expression, symbols, `${where}, uniform ${name}`)];
+  }));
+}
+
+/**
+ * @param {DataView} view the dispatch's slot
+ * @param {import("./pipelines.js").KernelEntry} entry
+ * @param {Uniforms} values
+ */
+function writeUniforms(view, entry, values) {
+  entry.uniforms.forEach(({ name, type }, index) => {
+    if (type === "f32") view.setFloat32(index * 4, values[name], true);
+    else view.setUint32(index * 4, values[name], true);
   });
-  return values;
 }
 
 /**

@@ -61,7 +61,7 @@ async function load({ manifestUrl, memoryBudget }, signal, onProgress) {
   const policy = { keepAllBytes, bindingBytes, memoryBudget };
   model = await loadModel(device, manifestUrl, { pipelines, signal, onProgress, ...policy });
   const { name, variant, sizes, text } = model.manifest;
-  return { name, variant, sizes, text, bytes: model.bytes };
+  return { name, variant, sizes, text, bytes: model.bytes, kernels: model.kernels };
 }
 
 /**

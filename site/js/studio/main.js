@@ -22,7 +22,8 @@ let models = [];
 /** @type {AbortController | null} */
 let controller = null;
 let adapter = "";
-const session = createSession(createClient, modelsFolder, budgetBytes(location.search));
+const forceVariant = new URLSearchParams(location.search).get("variant") ?? undefined;
+const session = createSession(() => createClient({ forceVariant }), modelsFolder, budgetBytes(location.search));
 const result = createResult(element("result"));
 
 /** @param {State} next */
@@ -70,6 +71,7 @@ async function generate() {
     const timings = progress.finish();
     const seconds = (performance.now() - started) / 1000;
     await result.show({ ...request, ...made, model: model.name, variant: model.variant, adapter, seconds, timings });
+    element("kernels").textContent = text.kernels(made.kernels);
     announce(text.done(`${seconds.toFixed(1)} s`));
     element("seed").dataset.used = String(request.seed);
   } catch (error) {

@@ -17,6 +17,7 @@ const FATAL = new Set(["device-lost", "out-of-memory"]);
 export function createSession(createClient, base, memoryBudget) {
   let client = createClient();
   let loaded = "";
+  let kernels = "";
 
   const restart = () => {
     client.dispose();
@@ -38,16 +39,17 @@ export function createSession(createClient, base, memoryBudget) {
      * @param {Model} model
      * @param {Request} request
      * @param {{signal: AbortSignal, onProgress: (event: any) => void, latents: boolean}} options
-     * @returns {Promise<any>} the runtime's result
+     * @returns {Promise<any>} the runtime's result, and `kernels`: which variants made it, in one line
      */
     async run(model, request, { signal, onProgress, latents }) {
       try {
         if (loaded !== model.id) {
           loaded = "";
-          await client.load(new URL(model.manifest, base).href, { signal, onProgress, memoryBudget });
+          const facts = await client.load(new URL(model.manifest, base).href, { signal, onProgress, memoryBudget });
+          kernels = facts.kernels.summary;
           loaded = model.id;
         }
-        return await client.generate(request, { signal, onProgress, latents });
+        return { ...await client.generate(request, { signal, onProgress, latents }), kernels };
       } catch (error) {
         if (FATAL.has(error?.code)) restart();
         throw error;

@@ -43,6 +43,7 @@ export const text = {
   memory: (bytes, width, height) =>
     (bytes > 0 ? `It needs about ${formatRoughly(bytes)} of GPU memory at ${width}\u00a0×\u00a0${height}. ` : ""),
   adapter: (name) => `Graphics adapter: ${name}`,
+  kernels: (names) => `Kernels chosen on it: ${names}`,
   started: "Started.",
   cancelling: "Cancelling…",
   cancelled: "Cancelled. Your settings are kept.",

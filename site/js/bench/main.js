@@ -1,0 +1,192 @@
+// What `build.py bench` calls on its page: a device, the kernels of some plans, and the time that they take on
+// buffers of random numbers. A bench model is plans and tensors' shapes; it has no weights.
+
+import { bandSymbols } from "../runtime/bands.js";
+import { chooseVariants, summaryOf } from "../runtime/choice.js";
+import { openDevice } from "../runtime/device.js";
+import { Pacer } from "../runtime/executor.js";
+import { fetchJson } from "../runtime/files.js";
+import { loadPipelines, possibleVariants } from "../runtime/pipelines.js";
+import { prepare } from "../runtime/prepare.js";
+import { fillRandom } from "../runtime/random.js";
+import { bindingLimit, splitPlan } from "../runtime/rows.js";
+import { Stopwatch } from "../runtime/stopwatch.js";
+import { openTrial, shapesOf, tensorSizes } from "../runtime/trial.js";
+import { placeTensors } from "../runtime/weights.js";
+import { measureCeilings } from "./ceiling.js";
+
+/** @type {import("../runtime/device.js").DeviceContext} */
+let context;
+/** @type {import("../runtime/pipelines.js").Pipelines} */
+let pipelines;
+/** @type {Stopwatch} */
+let watch;
+/** Bench models by name: {plans, components, text_tokens}. */
+const models = new Map();
+/** What `list` gave out, by number. */
+let listed = [];
+
+/** @param {string} [variant] forced on every kernel that has it */
+export async function open(variant) {
+  context = await openDevice(navigator.gpu);
+  pipelines = await loadPipelines(context, new URL("../../kernels/index.json", import.meta.url).href, variant);
+  watch = new Stopwatch(context);
+  const { adapter, subgroupMatrixConfigs } = context.facts;
+  return { adapter, subgroupMatrixConfigs, features: [...context.features].sort(),
+    timestamps: watch.querySet !== null, browser: navigator.userAgent };
+}
+
+export const ceilings = () => measureCeilings(context);
+
+/** @param {string} name */
+async function modelOf(name) {
+  if (!models.has(name)) {
+    const model = await fetchJson(new URL(`../../bench/${name}.json`, import.meta.url).href);
+    const limit = bindingLimit(context.device.limits);
+    const tensors = {};
+    for (const [component, record] of Object.entries(model.components)) {
+      tensors[component] = tensorSizes(record, limit);
+      record.plan = splitPlan(record.plan, record, limit);
+    }
+    models.set(name, { ...model, tensors });
+  }
+  return models.get(name);
+}
+
+/** @param {{text_tokens: number, downscale: number}} model @param {[number, number]} size pixels */
+function symbolsOf(model, [width, height]) {
+  const [rows, columns] = [height / model.downscale, width / model.downscale];
+  const sizes = { rows, columns, image_tokens: rows * columns, text_tokens: model.text_tokens };
+  return { ...bandSymbols(context.device.limits), ...sizes };
+}
+
+/** Sizes that change neither what a dispatch computes nor how long it takes. */
+const PLACES = /offset|first|stride|table_row/;
+
+/**
+ * The distinct dispatches of a model at a size.
+ * @param {string} name
+ * @param {[number, number]} size
+ */
+export async function list(name, size) {
+  const model = await modelOf(name);
+  const found = new Map();
+  for (const [component, { plan }] of Object.entries(model.components)) {
+    for (const shape of shapesOf(plan, symbolsOf(model, size))) {
+      const { kernel, options } = shape.dispatch;
+      const sizes = Object.fromEntries(Object.entries(shape.sizes).filter(([key]) => !PLACES.test(key)));
+      const key = JSON.stringify([component === "encoder", kernel, options, sizes]);
+      const known = found.get(key);
+      if (known) known.count += 1;
+      else found.set(key, { model, component, shape, sizes, count: 1 });
+    }
+  }
+  listed = [...found.values()];
+  return listed.map(({ component, shape, sizes, count }, id) => ({
+    id, component, count, sizes, macs: shape.macs, kernel: shape.dispatch.kernel, options: shape.dispatch.options,
+    variants: possibleVariants(pipelines.variantsOf(shape.dispatch), pipelines.offer, component).map(({ variant }) => variant),
+  }));
+}
+
+/** @param {number[]} values */
+const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
+
+/**
+ * Milliseconds of one dispatch, what it converts before included.
+ * @param {number} id of `list`
+ * @param {string} variant
+ * @param {{runs?: number, ms?: number}} [options] runs: of which the median is taken; ms: of one run, about
+ */
+export async function time(id, variant, { runs = 5, ms = 20 } = {}) {
+  const { model, component, shape } = listed[id];
+  const { plan } = model.components[component];
+  const trial = await openTrial(context, pipelines, { plan, shape, tensors: model.tensors[component], variant });
+  try {
+    const { steps, ports } = trial.executor;
+    const first = await watch.time(steps); // the driver may compile in it
+    const again = first > 20 * ms ? first : await watch.time(steps);
+    const repeats = Math.max(1, Math.min(200, Math.round(ms / again)));
+    const times = [];
+    const wanted = again > 50 * ms ? Math.min(runs, 3) : runs;
+    while (times.length < wanted) times.push((await watch.time(steps, repeats)) / repeats);
+    const bytes = [...ports.values()].reduce((sum, port) => sum + port.bytes, 0);
+    return { ms: median(times), least: Math.min(...times), most: Math.max(...times), repeats, bytes };
+  } finally {
+    trial.destroy();
+  }
+}
+
+/**
+ * A component's tensors, filled with random numbers.
+ * @param {import("../runtime/manifest.js").Component} component
+ */
+function randomWeights(component) {
+  const { limits, queue } = context.device;
+  const { places, sizes } = placeTensors(component, Math.min(256 * 2 ** 20, limits.maxBufferSize), bindingLimit(limits));
+  const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC;
+  const buffers = sizes.map((size) => context.createBuffer("weights", size, usage));
+  const tensors = new Map();
+  for (const { name, stored, buffer, offset, size, bytes, rows } of places) {
+    const contents = stored.expands_to ? "ternary" : { U32: "words", F16: "half" }[stored.dtype] ?? "normal";
+    fillRandom(queue, buffers[buffer], offset, size, contents);
+    tensors.set(name, { buffer: buffers[buffer], offset, size, rowBytes: bytes / rows });
+  }
+  return { tensors, destroy: () => buffers.forEach((buffer) => context.destroyBuffer(buffer)) };
+}
+
+/**
+ * Choose variants for a model as its page does, without remembering them.
+ * @param {string} name
+ * @param {[number, number]} size
+ */
+export async function choose(name, size) {
+  const model = await modelOf(name);
+  const parts = Object.entries(model.components).map(([component, { plan }]) =>
+    ({ plan, tensors: model.tensors[component], symbols: symbolsOf(model, size) }));
+  const began = performance.now();
+  const choice = await chooseVariants(context, pipelines, parts);
+  return { ...choice, summary: summaryOf(choice), ms: performance.now() - began };
+}
+
+/**
+ * Run one component whole with the variants chosen or forced: time by the clock as a page sees it, and on the GPU.
+ * @param {string} name
+ * @param {string} component
+ * @param {[number, number]} size
+ * @param {{runs?: number}} [options]
+ */
+export async function whole(name, component, size, { runs = 5 } = {}) {
+  const model = await modelOf(name);
+  const record = model.components[component];
+  const began = performance.now();
+  await pipelines.compilePlans([record.plan], undefined, () => {});
+  const compile_ms = performance.now() - began;
+  const weights = randomWeights(record);
+  try {
+    const executor = await prepare(context, record.plan,
+      { symbols: symbolsOf(model, size), tensors: weights.tensors, pipelines, pacer: new Pacer() });
+    try {
+      for (const [port, { buffer, bytes, value }] of executor.ports) {
+        const contents = value.dtype === "f32" ? "normal" : port.includes("mask") ? "ones" : "small";
+        if (value.role === "input") fillRandom(context.device.queue, buffer, 0, bytes, contents);
+      }
+      await context.guard(context.device.queue.onSubmittedWorkDone());
+      const walls = [];
+      for (let run = -2; run < runs; run += 1) { // the first ones warm up the driver and the pacer
+        const start = performance.now();
+        await executor.run();
+        if (run >= 0) walls.push(performance.now() - start);
+      }
+      const wall = median(walls);
+      const once = wall < 2000; // one submit of all of it is safe to make
+      const gpu = once ? median([await watch.time(executor.steps), await watch.time(executor.steps), await watch.time(executor.steps)]) : null;
+      return { ms: wall, gpu_ms: gpu, compile_ms, dispatches: executor.steps.length, peak_bytes: context.peakBytes };
+    } finally {
+      executor.destroy();
+    }
+  } finally {
+    weights.destroy();
+  }
+}
+
+globalThis.bench = { open, ceilings, list, time, choose, whole };

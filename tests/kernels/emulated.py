@@ -1,0 +1,157 @@
+"""`linear_matrix.wgsl` and `attention_matrix.wgsl` for adapters without subgroup matrices: the same texts with the
+matrices' functions written out.
+
+Each of a subgroup's 32 threads holds 8 elements of a result, and operands are read from workgroup memory where they are
+multiplied. So everything of the shader but the matrix functions themselves is tried: what is staged where, which parts a
+subgroup multiplies, edges, scales and bias.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from webgpu_kernels import Case, Rendered, render
+from webgpu_kernels.families.attention import MatrixAttention
+
+# Small tiles, since software adapters have little workgroup memory: one of two fragments a subgroup and two buffers,
+# one of two rows of fragments and a single buffer.
+TILES = (
+    {"tile_rows": 32, "tile_columns": 32, "sub_rows": 16, "sub_columns": 32, "stages": 2},
+    {"tile_rows": 32, "tile_columns": 32, "sub_rows": 32, "sub_columns": 16, "stages": 1},
+)
+
+FUNCTIONS = """
+fn element(at: u32, i: u32) -> SUM {
+    let word = staged[at + i / QUADu][i % QUADu / PERu];
+    return ELEMENT;
+}
+
+fn multiply(sum: ptr<function, Sum>, left: vec2u, right: vec2u) {
+    for (var n = 0u; n < 8u * DEPTHu; n++) {
+        let column = own_lane % 2u * 8u + n % 8u;
+        (*sum)[n % 8u] += element(left.x + own_lane / 2u * left.y, n / 8u) * element(right.x + column * right.y, n / 8u);
+    }
+}
+
+fn store_staged(at: u32, sum: Sum, stride: u32) {
+    var own = sum;
+    for (var c = 0u; c < 8u; c++) {
+        staged[at + own_lane / 2u * stride + own_lane % 2u * 2u + c / 4u][c % 4u] = bitcast<u32>(own[c]);
+    }
+}
+
+fn store_y(at: u32, sum: Sum, stride: u32) {
+    var own = sum;
+    for (var c = 0u; c < 8u; c++) {
+        y[at + own_lane / 2u * stride + own_lane % 2u * 8u + c] = f32(own[c]);
+    }
+}
+"""
+
+OPERANDS = {
+    "f16": {"SUM": "f32", "DEPTH": "16", "QUAD": "8", "PER": "2", "ELEMENT": "unpack2x16float(word)[i % 2u]"},
+    "int8": {"SUM": "i32", "DEPTH": "32", "QUAD": "16", "PER": "4", "ELEMENT": "unpack4xI8(word)[i % 4u]"},
+}
+
+# What stands in the template -> what stands for it.
+REPLACED = {
+    r"enable chromium_experimental_subgroup_matrix;|enable subgroups;|diagnostic\(off[^;]*;": "",
+    r"alias Left = [^;]*;": "var<private> own_lane: u32;",
+    r"alias Right = [^;]*;": "",
+    r"alias Sum = [^;]*;": "alias Sum = array<SUM, 8>;",
+    r"subgroupBroadcastFirst\(thread / 32u\);": "thread / 32u;\n    own_lane = thread % 32u;",
+    r"subgroupMatrixLoad<\w+, \w+>\(&staged, ": "vec2u(",
+    r"(\w+) = subgroupMatrixMultiplyAccumulate\((\w+), (\w+), \w+\);": r"multiply(&\1, \2, \3);",
+    r"subgroupMatrixStore<row_major>\(&(\w+), ": r"store_\1(",
+}
+
+# Of attention_matrix.wgsl; small parts, for little workgroup memory, and q there, since operands stay where they are.
+ATTENTION = {"subgroups": 2, "keys": 32, "kv_buffers": 2, "q_in": "workgroup", "prefetch": True, "channels": 32}
+ATTENTION_REPLACED = {
+    r"enable chromium_experimental_subgroup_matrix;|diagnostic\(off[^;]*;": "",
+    r"let subgroup = thread / 32u;": "let subgroup = thread / 32u;\n    own_lane = thread % 32u;",
+    r"subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>\(&scores, ": "load_scores(",
+    r"subgroupMatrixLoad<[^(]*\(&\w+, ": "vec2u(",
+    r"(s\d) = subgroupMatrixMultiplyAccumulate\((\w+), (\w+), \w+\);": r"add_scores(&\1, \2, \3);",
+    r"(y\d) = subgroupMatrixMultiplyAccumulate\((\w+), (\w+), \w+\);": r"add_values(&\1, \2, \3);",
+    r"subgroupMatrixStore<row_major>\(&scores, ": "store_scores(",
+    r"subgroup_matrix_result<f32, 16, 16>": "array<f32, 8>",
+}
+ATTENTION_FUNCTIONS = """
+var<private> own_lane: u32;
+
+fn add_scores(sum: ptr<function, array<f32, 8>>, left: vec2u, right: vec2u) {
+    for (var n = 0u; n < 128u; n++) {
+        let i = n / 8u;
+        let key = own_lane % 2u * 8u + n % 8u;
+        let value = staged_q[left.x + own_lane / 2u * left.y + i / 4u][i % 4u];
+        (*sum)[n % 8u] += f32(value) * f32(staged_k[right.x + key * right.y + i / 4u][i % 4u]);
+    }
+}
+
+fn add_values(sum: ptr<function, array<f32, 8>>, left: vec2u, right: vec2u) {
+    for (var n = 0u; n < 128u; n++) {
+        let i = n / 8u;
+        let channel = own_lane % 2u * 8u + n % 8u;
+        let weight = weights[left.x + own_lane / 2u * left.y + i / 4u][i % 4u];
+        (*sum)[n % 8u] += f32(weight) * f32(staged_v[right.x + i * right.y + channel / 4u][channel % 4u]);
+    }
+}
+
+fn store_scores(at: u32, sum: array<f32, 8>, stride: u32) {
+    var own = sum;
+    for (var c = 0u; c < 8u; c++) {
+        scores[at + own_lane / 2u * stride + own_lane % 2u * 2u + c / 4u][c % 4u] = own[c];
+    }
+}
+
+fn load_scores(at: u32, stride: u32) -> array<f32, 8> {
+    var own: array<f32, 8>;
+    for (var c = 0u; c < 8u; c++) {
+        own[c] = scores[at + own_lane / 2u * stride + own_lane % 2u * 2u + c / 4u][c % 4u];
+    }
+    return own;
+}
+"""
+
+
+def emulated_attention(rendered: Rendered, case: Case, job: dict[str, Any]) -> dict[str, Any]:
+    """As `emulated`, of a case of attention."""
+    small = render(rendered.kernel, case.options, rendered.variant.name, ATTENTION)
+    text = small.wgsl
+    for pattern, replacement in ATTENTION_REPLACED.items():
+        text = re.sub(pattern, replacement, text)
+    if "subgroup_matrix" in text or "subgroupMatrix" in text:
+        raise ValueError(f"{job['label']}: expected only matrix functions that are emulated")
+    rows, slices = 16 * ATTENTION["subgroups"], -(-case.constants["HEAD_SIZE"] // ATTENTION["channels"])
+    groups = [-(-case.uniforms["q_tokens"] // rows), case.constants["HEADS"], slices]
+    limits = {"maxComputeWorkgroupStorageSize": MatrixAttention(**ATTENTION).workgroup_bytes()}
+    features = [name for name in job["features"] if name in ("shader-f16", "subgroups")]
+    changed = {"wgsl": text + ATTENTION_FUNCTIONS, "file": f"emulated {small.file}", "groups": groups, "limits": limits}
+    return {**job, **changed, "features": features}
+
+
+def emulated(rendered: Rendered, case: Case, job: dict[str, Any]) -> dict[str, Any]:
+    """The job of a case, made for `rendered`, with a shader that needs no subgroup matrices.
+
+    Raises:
+        ValueError: the shader has a matrix function that this module does not know.
+    """
+    tile = TILES[case.uniforms["rows"] % 2]
+    operand = rendered.variant.context["operand"]
+    depth = 32 if operand == "f16" else 64
+    small = render(rendered.kernel, case.options, rendered.variant.name, {**tile, "depth": depth})
+    text = small.wgsl
+    for pattern, replacement in REPLACED.items():
+        text = re.sub(pattern, replacement, text)
+    functions = FUNCTIONS
+    for name, value in OPERANDS[operand].items():
+        text = text.replace(f"array<{name}, 8>", f"array<{value}, 8>")
+        functions = functions.replace(name, value)
+    if "subgroup_matrix" in text or "subgroupMatrix" in text:
+        raise ValueError(f"{job['label']}: expected only matrix functions that are emulated")
+    sizes = case.uniforms["rows"], case.constants["N"]
+    groups = [-(-sizes[1] // tile["tile_columns"]), -(-sizes[0] // tile["tile_rows"]), 1]
+    features = [name for name in job["features"] if name == "shader-f16"]
+    return {**job, "wgsl": text + functions, "file": f"emulated {small.file}", "groups": groups, "limits": {}, "features": features}

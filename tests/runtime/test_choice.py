@@ -1,0 +1,193 @@
+"""Which variant of a kernel is chosen: by fake timings, and on an adapter with a shader that is wrong on purpose."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from exporter.website import write_kernels
+from tests.runtime.conftest import open_page
+
+N, K, ROWS = 256, 128, 512
+
+
+def linear(weights: str, n: int, tensors: dict[str, str]) -> dict[str, Any]:
+    return {
+        "kernel": "linear",
+        "options": {"weights": weights, "bias": False, "aligned": True},
+        "constants": {"N": n, "K": K, "GROUP": 128},
+        "uniforms": {"rows": "image_tokens", "x_offset": 0, "x_stride": K, "y_offset": 0, "y_stride": n},
+        "bindings": {"x": 0, **tensors, "y": 1},
+    }
+
+
+PLAN: dict[str, Any] = {
+    "format": 2, "component": "denoiser", "symbols": ["image_tokens"], "arenas": 0, "loops": [],
+    "values": [
+        {"name": "x", "role": "input", "dtype": "f32", "elements": ["mul", "image_tokens", K]},
+        {"name": "y", "role": "output", "dtype": "f32", "elements": ["mul", "image_tokens", N]},
+    ],
+    "dispatches": [
+        linear("binary", N, {"codes": "A.codes", "scales": "A.scales"}),
+        linear("f32", 4, {"weight": "B"}),
+    ],
+}  # fmt: skip
+TENSORS = [["A.codes", N, N * K // 8], ["A.scales", N, N * K // 64], ["B", 4, 16 * K]]
+
+# Fake times in ms of a dispatch, by variant and rows; the error of its result.
+FAKE = """async ([plan, fakes, adapter]) => {
+  const { chooseVariants, summaryOf } = await load("choice");
+  const { chooseVariant } = await load("pipelines");
+  const variants = Object.keys(fakes).map((variant) => ({ kernel: "linear", variant, features: [], limits: {},
+    default: fakes[variant].default ?? true, error: fakes[variant].error ?? null }));
+  const offer = { features: new Set(), limits: {} };
+  const pipelines = { variantsOf: () => variants, offer, choice: new Map() };
+  const calls = [];
+  const measurer = {
+    check: async (part, shape, variant) => {
+      calls.push(["check", variant, shape.sizes.N, shape.sizes.rows]);
+      if (fakes[variant].fails) throw new Error(fakes[variant].fails);
+      const value = fakes[variant].value ?? 1;
+      return { ms: fakes[variant].ms * shape.sizes.rows / 512, outputs: [Float32Array.of(3, value)] };
+    },
+    time: async (part, shape, variant, repeats) => {
+      calls.push(["time", variant, shape.sizes.N, shape.sizes.rows]);
+      const ms = fakes[variant].ms * shape.sizes.rows / 512;
+      return { ms, spent: 2 * ms * repeats };
+    },
+    destroy: () => calls.push(["destroy"]),
+  };
+  const context = { facts: { adapter } };
+  const part = { plan, tensors: new Map(), symbols: { image_tokens: 512 } };
+  const choice = await chooseVariants(context, pipelines, [part], { measurer });
+  return { ...choice, calls, applied: [...pipelines.choice.values()], summary: summaryOf(choice) };
+}"""
+GPU = {"vendor": "maker", "fallback": False}
+
+
+def choose(page: Page, fakes: dict[str, dict[str, Any]], adapter: dict[str, Any] = GPU) -> dict[str, Any]:
+    return page.evaluate(FAKE, [PLAN, fakes, adapter])
+
+
+def heaviest(found: dict[str, Any]) -> str:
+    return next(name for key, name in found["variants"].items() if "binary" in key)
+
+
+def test_the_fastest_right_variant_is_chosen(calculator: Page) -> None:
+    found = choose(calculator, {"f32": {"ms": 5}, "f16": {"ms": 2}, "staged": {"ms": 3}})
+    assert heaviest(found) == "f16" and set(found["applied"]) == {"f16"}
+    assert found["rejected"] == [] and found["summary"] == "matmul: f16"
+    timed = {(name, rows) for kind, name, n, rows in found["calls"][:-1] if kind == "time" and n == N}
+    assert timed == {("f32", ROWS), ("f16", ROWS), ("staged", ROWS)}
+
+
+@pytest.mark.parametrize("value", [1.01, float("nan"), float("inf")])
+def test_a_variant_with_wrong_results_is_left_out_and_reported(calculator: Page, value: float) -> None:
+    found = choose(calculator, {"f32": {"ms": 5}, "f16": {"ms": 1, "value": value, "error": 2e-3}})
+    assert set(found["applied"]) == {"f32"}
+    assert {(one["kernel"], one["variant"]) for one in found["rejected"]} == {("linear", "f16")}
+    assert "expected an error of at most 0.002" in found["rejected"][0]["reason"]
+    assert not any(call[:2] == ["time", "f16"] for call in found["calls"])
+
+
+def test_a_variant_within_its_stated_error_is_right(calculator: Page) -> None:
+    found = choose(calculator, {"f32": {"ms": 5}, "f16": {"ms": 1, "value": 1.005, "error": 2e-3}})
+    assert heaviest(found) == "f16"
+
+
+def test_a_variant_that_does_not_compile_is_left_out_and_reported(calculator: Page) -> None:
+    found = choose(calculator, {"f32": {"ms": 5}, "broken": {"ms": 1, "fails": "line 3: no such thing"}})
+    assert set(found["applied"]) == {"f32"}
+    assert found["rejected"][0]["reason"] == "line 3: no such thing"
+
+
+def test_what_is_no_default_is_not_even_tried(calculator: Page) -> None:
+    found = choose(calculator, {"f32": {"ms": 5}, "int8": {"ms": 1, "default": False}})
+    assert found["calls"] == [["destroy"]] and found["summary"] == "matmul: f32"
+
+
+def test_a_kernel_with_one_variant_is_not_measured(calculator: Page) -> None:
+    found = choose(calculator, {"f32": {"ms": 5}})
+    assert found["calls"] == [["destroy"]] and found["variants"] == {}
+
+
+def test_slow_adapters_time_fewer_rows(calculator: Page) -> None:
+    found = choose(calculator, {"f32": {"ms": 3000}, "staged": {"ms": 2000}})
+    rows = [call[3] for call in found["calls"] if call[0] == "time"]
+    assert rows == [] or max(rows) < ROWS
+    assert heaviest(found) == "staged"
+
+
+def test_timing_stays_within_its_budget(calculator: Page) -> None:
+    for ms in (0.01, 1, 30, 100, 400):
+        fakes = {"f32": {"ms": ms}, "a": {"ms": ms / 2}, "b": {"ms": ms / 3}}
+        calls = choose(calculator, fakes)["calls"]
+        spent = sum(2 * fakes[call[1]]["ms"] * call[3] / ROWS for call in calls if call[0] in ("check", "time"))
+        assert spent < 300, ms
+        assert choose(calculator, fakes)["variants"], ms
+
+
+def test_a_kernels_light_shapes_take_its_winner_unless_it_is_wrong_there(calculator: Page) -> None:
+    found = choose(calculator, {"f32": {"ms": 5}, "f16": {"ms": 2}})
+    light = [call for call in found["calls"][:-1] if call[2] == 4]
+    assert light and {call[0] for call in light} == {"check"}  # 4 of 260 rows of weights
+
+
+@pytest.fixture(scope="module")
+def kernels_site(site_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runtime with a kernel index whose second variant has a mistake in its shader."""
+    folder = tmp_path_factory.mktemp("choice")
+    shutil.copytree(site_folder, folder, dirs_exist_ok=True)
+    (folder / "kernels").mkdir(exist_ok=True)
+    write_kernels(folder / "kernels", [PLAN])
+    entries = json.loads((folder / "kernels" / "index.json").read_text("utf-8"))
+    kept = []
+    for entry in (one for one in entries if one["variant"] == "f32"):
+        text = (folder / "kernels" / entry["file"]).read_text("utf-8")
+        wrong = {**entry, "variant": "wrong", "file": f"wrong.{entry['file']}"}
+        assert "params.rows" in text
+        text = text.replace("fn main(", "fn other(", 1)
+        head = "@compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3u) "
+        text = text.replace("@compute", "@compute ", 1) + head + "{ y[id.x] = f32(params.rows); }\n"
+        (folder / "kernels" / wrong["file"]).write_text(text, encoding="utf-8")
+        kept += [entry, wrong, {**entry, "variant": "same"}]
+    (folder / "kernels" / "index.json").write_text(json.dumps(kept), encoding="utf-8")
+    return folder
+
+
+REAL = """async ([plan, tensors]) => {
+  const { openDevice } = await load("device");
+  const { loadPipelines } = await load("pipelines");
+  const { findChoice } = await load("choice");
+  const context = await openDevice(navigator.gpu);
+  const pipelines = await loadPipelines(context, new URL("kernels/index.json", location.href).href);
+  const sizes = new Map(tensors.map(([name, rows, bytes]) => [name, { rows, bytes }]));
+  const part = { plan, tensors: sizes, symbols: { image_tokens: 64 } };
+  const began = performance.now();
+  const choice = await findChoice(context, pipelines, [part]);
+  return { choice, ms: performance.now() - began, compiled: [...pipelines.compiled.keys()].length,
+    memory: context.memory(), applied: [...pipelines.choice] };
+}"""
+
+
+def test_on_a_real_adapter_a_wrong_shader_is_found_and_the_choice_is_remembered(
+    browser: Browser, kernels_site: Path, local_server: Callable[[Path], str]
+) -> None:
+    with open_page(browser, local_server(kernels_site)) as page:
+        messages: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
+        first = page.evaluate(REAL, [PLAN, TENSORS])
+        wrong = [one for one in first["choice"]["rejected"] if one["variant"] == "wrong"]
+        assert wrong and all("error" in one["reason"] for one in wrong)
+        assert any("variant wrong is left out" in text for text in messages)
+        assert set(dict(first["applied"]).values()) <= {"f32", "same"}
+        assert first["memory"] == {"total": 0, "byLabel": {}}
+        again = page.evaluate(REAL, [PLAN, TENSORS])
+        assert again["compiled"] == 0 and again["choice"] == first["choice"]
+        assert again["applied"] == first["applied"]

@@ -1,0 +1,118 @@
+"""Operands that a variant takes as int8: converted once, before the first product that reads them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser
+
+from exporter.website import write_kernels
+from tests.runtime.conftest import array, open_page
+from tests.runtime.test_executor import text
+from webgpu_kernels.weights import dense, random_weights
+
+K, ROWS, OUT = 128, 5, 12
+SHAPES = {"A": ("ternary", K, K), "B": ("binary", OUT, K), "C": ("int8", OUT, K)}
+
+
+def _linear(x: int, y: int, name: str) -> dict[str, Any]:
+    kind, n, k = SHAPES[name]
+    tensors = {part: f"{name}.{part}" for part in ("codes", "scales", *(("offsets",) if kind == "int8" else ()))}
+    return {
+        "kernel": "linear",
+        "options": {"weights": kind, "bias": False, "aligned": True},
+        "constants": {"N": n, "K": k, "GROUP": 128},
+        "uniforms": {"rows": "rows", "x_offset": 0, "x_stride": k, "y_offset": 0, "y_stride": n},
+        "bindings": {"x": x, "y": y, **tensors},
+    }
+
+
+# h = x·Aᵀ, y = x·Bᵀ, z = h·Cᵀ
+PLAN: dict[str, Any] = {
+    "format": 2, "component": "denoiser", "symbols": ["rows"], "arenas": 1, "loops": [],
+    "values": [
+        {"name": "x", "role": "input", "dtype": "f32", "elements": ["mul", "rows", K]},
+        {"name": "h", "role": "temporary", "dtype": "f32", "elements": ["mul", "rows", K], "arena": 0,
+         "first": 0, "last": 2},
+        {"name": "y", "role": "output", "dtype": "f32", "elements": ["mul", "rows", OUT]},
+        {"name": "z", "role": "output", "dtype": "f32", "elements": ["mul", "rows", OUT]},
+    ],
+    "dispatches": [_linear(0, 1, "A"), _linear(0, 2, "B"), _linear(1, 3, "C")],
+}  # fmt: skip
+
+SCRIPT = """async ([plan, tensors, data, rows, x, variant]) => {
+  const { openDevice } = await load("device");
+  const { loadPipelines } = await load("pipelines");
+  const { loadWeights } = await load("weights");
+  const { parsePlan } = await load("plan");
+  const { Pacer } = await load("executor");
+  const { prepare } = await load("prepare");
+  const { planBytes } = await load("layout");
+  const context = await openDevice(navigator.gpu);
+  const pipelines = await loadPipelines(context, new URL("kernels/index.json", location.href).href, variant);
+  const shard = fromBase64(data);
+  let offset = 0;
+  const records = Object.fromEntries(tensors.map(([name, bytes, shape, dtype]) => {
+    offset += bytes;
+    return [name, { dtype, shape, parts: [{ shard: 0, offset: offset - bytes, bytes }] }];
+  }));
+  const weights = await loadWeights(context, { graph: "", plan: "", tensors: records }, { get: async () => shard },
+    { label: "weights" });
+  const held = context.memory().total;
+  const parsed = parsePlan(plan, "plan");
+  const inputs = { symbols: { rows }, tensors: weights.tensors, pipelines, pacer: new Pacer() };
+  const executor = await prepare(context, parsed, inputs);
+  const bytes = { counted: planBytes(parsed, { rows }, (dispatch) => pipelines.entryOf(dispatch, "denoiser")),
+    taken: context.memory().total - held };
+  executor.write("x", new Float32Array(fromBase64(x).buffer));
+  const found = [];
+  for (let run = 0; run < 2; run += 1) {
+    await executor.run();
+    for (const name of ["y", "z"]) found.push(toBase64(new Float32Array(await executor.read(name))));
+  }
+  return { steps: executor.steps.length, bytes, found };
+}"""
+
+
+def _records(inputs: dict[str, np.ndarray], name: str) -> list[list[Any]]:
+    """Name, bytes, shape and dtype of the tensors of a matrix."""
+    rows = SHAPES[name][1]
+    types = {part: ("U32", 4) if part == "codes" else ("F16", 2) for part in inputs}
+    return [
+        [f"{name}.{part}", values.nbytes, [rows, values.nbytes // rows // types[part][1]], types[part][0]]
+        for part, values in inputs.items()
+    ]
+
+
+@pytest.mark.parametrize(("variant", "steps", "bound"), [("f32", 3, 1e-5), ("int8", 5, 2e-2)])
+def test_products_convert_what_they_read_once(
+    variant: str,
+    steps: int,
+    bound: float,
+    browser: Browser,
+    site_folder: Path,
+    local_server: Callable[[Path], str],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "site"
+    shutil.copytree(site_folder, folder)
+    (folder / "kernels").mkdir()
+    write_kernels(folder / "kernels", [PLAN])
+    weights = {name: random_weights(*shape, group=128, seed=n) for n, (name, shape) in enumerate(SHAPES.items())}
+    matrix = {name: dense(kind, weights[name], n, k, 128) for name, (kind, n, k) in SHAPES.items()}
+    x = np.random.default_rng(7).standard_normal((ROWS, K)).astype(np.float32)
+    tensors = [record for name, inputs in weights.items() for record in _records(inputs, name)]
+    data = np.concatenate([values for inputs in weights.values() for values in inputs.values()])
+    with open_page(browser, local_server(folder)) as page:
+        found = page.evaluate(SCRIPT, [PLAN, tensors, text(data), ROWS, text(x), variant])
+    assert found["steps"] == steps
+    readback = 4 * ROWS * OUT
+    assert found["bytes"]["counted"] == found["bytes"]["taken"] + readback
+    products = [x @ matrix["B"].T, x @ matrix["A"].T @ matrix["C"].T]
+    for data, wanted in zip(found["found"], products * 2, strict=True):
+        assert np.linalg.norm(array(data) - wanted.reshape(-1)) <= bound * np.linalg.norm(wanted)

@@ -1,0 +1,109 @@
+"""`to_f16` and `quantize`: rows of x as the variants of `linear` want them that do not take f32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from webgpu_kernels.grid import folded, threads
+from webgpu_kernels.operands import F16_MAX, SEGMENT, converted
+from webgpu_kernels.registry import Binding, Case, Kernel, Numbers, Options, Variant, register
+
+Arrays = dict[str, np.ndarray]
+
+LANES = {"segment": 8, "row": 256}  # threads that share a scale
+QUANTIZE_THREADS = 256
+
+
+def _rows(inputs: Arrays, constants: Numbers, uniforms: Numbers) -> np.ndarray:
+    at = uniforms["x_offset"] + np.arange(uniforms["rows"])[:, None] * uniforms["x_stride"]
+    return inputs["x"][at + np.arange(constants["COLUMNS"])]
+
+
+def _to_f16(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
+    return {"y": converted("f16", _rows(inputs, constants, uniforms))[""].astype(np.float64)}
+
+
+def _quantize(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
+    kind = "int8" if options["share"] == "segment" else "int8_rows"
+    found = converted(kind, _rows(inputs, constants, uniforms))
+    return {"y": found[""].astype(np.float64), "scales": found["_scales"].astype(np.float64)}
+
+
+def _placed(values: np.ndarray, gap: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Rows with `gap` unused elements before each, and the uniforms that say so."""
+    rows, columns = values.shape
+    flat = np.concatenate([np.full((rows, gap), np.nan), values], axis=1).astype(np.float32).reshape(-1)
+    return flat, {"rows": rows, "x_offset": gap, "x_stride": columns + gap}
+
+
+def _to_f16_case(rows: int, columns: int, gap: int = 0) -> Case:
+    rng = np.random.default_rng(rows + columns)
+    values = rng.standard_normal((rows, columns)).astype(np.float16).astype(np.float32)
+    values[0, :4] = 41_000, -70_000, 1e9, -F16_MAX
+    x, uniforms = _placed(values, gap)
+    return Case(f"{rows}x{columns}", {}, {"COLUMNS": columns}, uniforms, {"x": x}, {"y": rows * columns // 2})
+
+
+def _quantize_case(share: str, rows: int, columns: int, gap: int = 0, scale: float = 1.0) -> Case:
+    """Values lie near multiples of the scale, so that no rounding depends on the last bit."""
+    rng = np.random.default_rng(rows + columns)
+    length = SEGMENT if share == "segment" else columns
+    codes = rng.integers(-126, 127, (rows, columns // length, length)) + rng.uniform(-0.4, 0.4, (1, 1, length))
+    codes[..., 5] = rng.choice((-127.0, 127.0), codes.shape[:2])
+    values = (codes * rng.uniform(0.5, 1, (*codes.shape[:2], 1)) * scale / 127).reshape(rows, columns)
+    values[-1] = 0
+    x, uniforms = _placed(values, gap)
+    outputs = {"y": rows * columns // 4, "scales": rows * columns // length * 2}
+    name = f"{share}-{rows}x{columns}"
+    return Case(name, {"share": share}, {"COLUMNS": columns}, uniforms, {"x": x}, outputs, error=1e-6)
+
+
+register(
+    Kernel(
+        name="to_f16",
+        bindings=(Binding("x"), Binding("y", "read_write", "u32")),
+        constants={"COLUMNS": "u32"},
+        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32"},
+        options={},
+        variants=(
+            Variant(
+                "f32",
+                "to_f16.wgsl",
+                threads(["mul", "rows", ["floor_div", "COLUMNS", 8]]),
+                elements=lambda options: {"x": "vec4f", "y": "vec4u"},
+            ),
+        ),
+        reference=_to_f16,
+        cases=lambda: [_to_f16_case(1, 32), _to_f16_case(77, 160, gap=4)],
+    )
+)
+
+register(
+    Kernel(
+        name="quantize",
+        bindings=(Binding("x"), Binding("y", "read_write", "u32"), Binding("scales", "read_write")),
+        constants={"COLUMNS": "u32"},
+        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32"},
+        options={"share": ("segment", "row")},
+        variants=(
+            Variant(
+                "f32",
+                "quantize.wgsl",
+                lambda options: (
+                    folded(["ceil_div", ["mul", "rows", ["floor_div", "COLUMNS", SEGMENT]], QUANTIZE_THREADS // 8])
+                    if options["share"] == "segment"
+                    else folded("rows")
+                ),
+                context={"threads": QUANTIZE_THREADS, "lanes": LANES, "segment": SEGMENT},
+                elements=lambda options: {"x": "vec4f", "y": "vec4u", "scales": "vec2f"},
+            ),
+        ),
+        reference=_quantize,
+        cases=lambda: [
+            _quantize_case("segment", 1, 128),
+            _quantize_case("segment", 19, 384, gap=4, scale=41_000),
+            _quantize_case("row", 3, 64, gap=8),
+            _quantize_case("row", 5, 4224, scale=41_000),
+        ],
+    )
+)

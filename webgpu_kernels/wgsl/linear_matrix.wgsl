@@ -1,0 +1,222 @@
+{{ "enable f16;" if operand == "f16" }}
+enable subgroups;
+enable chromium_experimental_subgroup_matrix;
+{{ "requires packed_4x8_integer_dot_product;" if operand == "int8" }}
+diagnostic(off, chromium.subgroup_matrix_uniformity);
+{# `operand` is what x was converted to, "f16" or "int8" (with one scale a row); `depth` the elements of K staged at once;
+   `stages` the number of buffers that they go to by turns; `sub_rows` x `sub_columns` what a subgroup computes. #}
+{% set fragment_k = 16 if operand == "f16" else 32 %}
+{% set quad = 8 if operand == "f16" else 16 %}
+{% set quads = depth // quad %}
+{% set line = quads + 1 %}
+{% set across = tile_columns // sub_columns %}
+{% set threads = tile_rows // sub_rows * across * 32 %}
+{% set x_jobs = tile_rows * quads %}
+{% set w_jobs = tile_columns * (depth // 16) %}
+{% set x_loads = (x_jobs + threads - 1) // threads %}
+{% set w_loads = (w_jobs + threads - 1) // threads %}
+{# Threads without a job load what another loads, and keep it. #}
+{% macro own(i, count) %}
+{{ "if (thread < %du) " % (count - threads * i) if threads * (i + 1) > count }}
+{%- endmacro %}
+{% set fragment_rows = sub_rows // 16 %}
+{% set fragment_columns = sub_columns // 16 %}
+{% set stage = (tile_rows + tile_columns) * line %}
+{% set sum_type = "f32" if operand == "f16" else "i32" %}
+{% set dense = weights == "f16" %}
+{% set affine = weights in ("int4", "int8") %}
+{% set input = "f16" if operand == "f16" else "i8" %}
+// y = x · Wᵀ + bias on matrix units. Operands are {{ operand }}, sums {{ sum_type }}: x converted before, W unpacked into
+// workgroup memory. A subgroup of 32 threads computes {{ sub_rows }} rows by {{ sub_columns }} columns of a tile of {{ tile_rows }} by {{ tile_columns }}.
+{{ interface }}
+override STEPS: u32 = K / {{ depth }}u;
+override X_QUADS: u32 = K / {{ quad }}u;
+{% include "lib/sixteen.wgsl" %}
+
+alias Left = subgroup_matrix_left<{{ input }}, {{ fragment_k }}, 16>;
+alias Right = subgroup_matrix_right<{{ input }}, 16, {{ fragment_k }}>;
+alias Sum = subgroup_matrix_result<{{ sum_type }}, 16, 16>;
+
+// Lines of {{ quads }} quads (16 bytes) of K, rows of x before rows of W; the one more that each has spreads them over the banks.
+var<workgroup> staged: array<vec4u, {{ [stages * stage, (tile_rows // sub_rows) * across * 16 * (sub_columns // 4)] | max }}>;
+{% if operand == "int8" %}
+var<workgroup> column_scales: array<f32, {{ tile_columns }}>;
+
+// The greatest magnitude of a weight in a row of W, from its scales.
+fn greatest(column: u32) -> f32 {
+    var most = 0.0;
+    for (var group = 0u; group < GROUPS; group++) {
+        let index = column * GROUPS + group;
+        let scale = unpack2x16float(half_bits(scales[index / 2u], index)).x;
+{% if affine %}
+        let offset = unpack2x16float(half_bits(offsets[index / 2u], index)).x;
+        most = max(most, max(abs(offset), abs({{ 15 if weights == "int4" else 255 }}.0 * scale + offset)));
+{% else %}
+        most = max(most, abs(scale));
+{% endif %}
+    }
+    return max(most, 1e-30);
+}
+{% if affine %}
+
+fn rounded(codes: vec4f, scale: f32, offset: f32) -> u32 {
+    return pack4xI8Clamp(vec4i(round(codes * scale + offset)));
+}
+
+fn bytes_of(packed: Sixteen, bits: u32, to_code: f32) -> vec4u {
+    let both = unpack2x16float(bits) * to_code;
+{% if weights == "int4" %}
+    let bytes = spread_codes(packed);
+{% else %}
+    let bytes = packed;
+{% endif %}
+    return vec4u(
+{% for i in range(4) %}
+        rounded(vec4f(unpack4xU8(bytes.{{ "xyzw"[i] }})), both.x, both.y),
+{% endfor %}
+    );
+}
+{% else %}
+
+// Weights in units of their row's greatest / 127.
+fn bytes_of(packed: Sixteen, bits: u32, to_code: f32) -> vec4u {
+    let code = i32(round(unpack2x16float(bits).x * to_code));
+    let plus = vec4u(u32(code) & 0xffu);
+    let minus = vec4u(u32(-code) & 0xffu);
+{% if weights == "binary" %}
+    let ones = spread_bits(packed);
+    return ones * plus + (~ones & vec4u(0x1010101u)) * minus;
+{% else %}
+    let spread = spread_codes(packed);
+    let upper = (spread >> vec4u(1u)) & vec4u(0x1010101u);
+    return upper * plus + (~(spread | upper) & vec4u(0x1010101u)) * minus;
+{% endif %}
+}
+{% endif %}
+{% endif %}
+
+@compute @workgroup_size({{ threads }})
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let first_row = group.y * {{ tile_rows }}u;
+    let first_column = group.x * {{ tile_columns }}u;
+    let subgroup = subgroupBroadcastFirst(thread / 32u);
+    let lane = thread % 32u;
+    let sub_row = subgroup / {{ across }}u * {{ sub_rows }}u;
+    let sub_column = subgroup % {{ across }}u * {{ sub_columns }}u;
+{% for i in range(x_loads) %}
+    let x_line{{ i }} = (thread + {{ i * threads }}u) / {{ quads }}u;
+    let x_quad{{ i }} = (thread + {{ i * threads }}u) % {{ quads }}u;
+    let x_from{{ i }} = min(first_row + x_line{{ i }}, params.rows - 1u) * X_QUADS + x_quad{{ i }};
+    let x_to{{ i }} = x_line{{ i }} * {{ line }}u + x_quad{{ i }};
+    var x{{ i }} = x[x_from{{ i }}];
+{% endfor %}
+{% for i in range(w_loads) %}
+    let w_line{{ i }} = (thread + {{ i * threads }}u) / {{ depth // 16 }}u;
+    let w_part{{ i }} = (thread + {{ i * threads }}u) % {{ depth // 16 }}u;
+    let w_column{{ i }} = min(first_column + w_line{{ i }}, N - 1u);
+    let w_to{{ i }} = ({{ tile_rows }}u + w_line{{ i }}) * {{ line }}u + w_part{{ i }} * {{ 16 // quad }}u;
+    var w{{ i }} = load_sixteen(w_column{{ i }}, w_part{{ i }});
+{% if not dense %}
+    var bits{{ i }} = scale_bits(w_column{{ i }}, w_part{{ i }});
+{% endif %}
+{% endfor %}
+{% if operand == "int8" %}
+    for (var line = thread; line < {{ tile_columns }}u; line += {{ threads }}u) {
+        column_scales[line] = greatest(min(first_column + line, N - 1u)) / 127.0;
+    }
+    workgroupBarrier();
+{% for i in range(w_loads) %}
+    let to_code{{ i }} = 1.0 / column_scales[{{ "min(w_line%d, %du)" % (i, tile_columns - 1) if threads * (i + 1) > w_jobs else "w_line%d" % i }}];
+{% endfor %}
+{% endif %}
+{% for r in range(fragment_rows) %}
+{% for c in range(fragment_columns) %}
+    var sum{{ r }}_{{ c }}: Sum;
+{% endfor %}
+{% endfor %}
+    for (var step = 0u; step < STEPS; step++) {
+        let stage = {{ "(step & 1u) * %du" % stage if stages == 2 else "0u" }};
+{% for i in range(x_loads) %}
+        {{ own(i, x_jobs) }}{
+            staged[stage + x_to{{ i }}] = x{{ i }};
+        }
+{% endfor %}
+{% for i in range(w_loads) %}
+        {{ own(i, w_jobs) }}{
+{% if operand == "f16" %}
+            let pairs = pairs_of(w{{ i }}{{ ", bits%d" % i if not dense }});
+            staged[stage + w_to{{ i }}] = pairs.a;
+            staged[stage + w_to{{ i }} + 1u] = pairs.b;
+{% else %}
+            staged[stage + w_to{{ i }}] = bytes_of(w{{ i }}, bits{{ i }}, to_code{{ i }});
+{% endif %}
+        }
+{% endfor %}
+        workgroupBarrier();
+        // The next slice of K comes while this one is multiplied; after the last one it comes again, unused.
+        let next = min(step + 1u, STEPS - 1u);
+{% for i in range(x_loads) %}
+        x{{ i }} = x[x_from{{ i }} + next * {{ quads }}u];
+{% endfor %}
+{% for i in range(w_loads) %}
+        w{{ i }} = load_sixteen(w_column{{ i }}, next * {{ depth // 16 }}u + w_part{{ i }});
+{% if not dense %}
+        bits{{ i }} = scale_bits(w_column{{ i }}, next * {{ depth // 16 }}u + w_part{{ i }});
+{% endif %}
+{% endfor %}
+        let left_at = stage + sub_row * {{ line }}u;
+        let right_at = stage + ({{ tile_rows }}u + sub_column) * {{ line }}u;
+{% for k in range(depth // fragment_k) %}
+{% set at = k * fragment_k // quad %}
+{% for c in range(fragment_columns) %}
+        let right{{ k }}_{{ c }} = subgroupMatrixLoad<Right, col_major>(&staged, right_at + {{ c * 16 * line + at }}u, {{ line }}u);
+{% endfor %}
+{% for r in range(fragment_rows) %}
+        let left{{ k }}_{{ r }} = subgroupMatrixLoad<Left, row_major>(&staged, left_at + {{ r * 16 * line + at }}u, {{ line }}u);
+{% for c in range(fragment_columns) %}
+        sum{{ r }}_{{ c }} = subgroupMatrixMultiplyAccumulate(left{{ k }}_{{ r }}, right{{ k }}_{{ c }}, sum{{ r }}_{{ c }});
+{% endfor %}
+{% endfor %}
+{% endfor %}
+{% if stages == 1 %}
+        workgroupBarrier();
+{% endif %}
+    }
+{% if operand == "f16" and not bias %}
+    if (first_row + {{ tile_rows }}u <= params.rows && first_column + {{ tile_columns }}u <= N) {
+        let y_at = params.y_offset + (first_row + sub_row) * params.y_stride + first_column + sub_column;
+{% for r in range(fragment_rows) %}
+{% for c in range(fragment_columns) %}
+        subgroupMatrixStore<row_major>(&y, y_at + {{ 16 * r }}u * params.y_stride + {{ 16 * c }}u, sum{{ r }}_{{ c }}, params.y_stride);
+{% endfor %}
+{% endfor %}
+        return;
+    }
+{% endif %}
+    // Sixteen rows of every subgroup's part at a time, through workgroup memory.
+    let part = subgroup * {{ 4 * sub_columns }}u;
+{% for r in range(fragment_rows) %}
+    workgroupBarrier();
+{% for c in range(fragment_columns) %}
+    subgroupMatrixStore<row_major>(&staged, part + {{ 4 * c }}u, sum{{ r }}_{{ c }}, {{ sub_columns // 4 }}u);
+{% endfor %}
+    workgroupBarrier();
+    for (var i = lane; i < {{ 4 * sub_columns }}u; i += 32u) {
+        let row = first_row + sub_row + {{ 16 * r }}u + i / {{ sub_columns // 4 }}u;
+        let line = sub_column + i % {{ sub_columns // 4 }}u * 4u;
+        let column = first_column + line;
+        let sums = {{ "bitcast<vec4f>(staged[part + i])" if operand == "f16" else "vec4f(bitcast<vec4i>(staged[part + i]))" }};
+        if (row < params.rows) {
+{% if operand == "int8" %}
+            let row_scale = x_scales[row].x;
+{% endif %}
+            let y_at = params.y_offset + row * params.y_stride + column;
+{% for i in range(4) %}
+            if (column + {{ i }}u < N) {
+                y[y_at + {{ i }}u] = sums.{{ "xyzw"[i] }}{{ " * (row_scale * column_scales[line + %du])" % i if operand == "int8" }}{{ " + bias[column + %du]" % i if bias }};
+            }
+{% endfor %}
+        }
+    }
+{% endfor %}
+}

@@ -1,0 +1,197 @@
+{{ "enable f16;" if operand == "f16" }}
+{{ "requires packed_4x8_integer_dot_product;" if operand == "int8" }}
+{# `operand` is what is staged, "f32", "f16" or "int8" (x converted before, with a scale a row and 128 columns); `depth`
+   the elements of K staged at once; `stages` the number of buffers that they go to by turns; tiles are multiples of 64. #}
+{% set lines = depth // 4 if operand == "int8" else depth %}
+{% set blocks = lines // 4 %}
+{% set row_quads = tile_rows // 64 %}
+{% set column_quads = tile_columns // 64 %}
+{% set x_line = tile_rows // 4 %}
+{% set w_line = tile_columns // 4 %}
+{% set x_jobs = x_line * blocks %}
+{% set jobs = (x_line + w_line) * blocks %}
+{% set element = {"f32": "vec4f", "f16": "vec4h", "int8": "vec4u"}[operand] %}
+{% set vectors = 1 if weights in ("f16", "f32") else 2 %}
+{% set affine = weights in ("int4", "int8") %}
+// y = x · Wᵀ + bias as a sum of outer products, for adapters with workgroup memory of their own. 256 threads share a tile of
+// {{ tile_rows }} by {{ tile_columns }}; both operands are staged as {{ operand }}, K first, so that a step of a thread is {{ row_quads + column_quads }} loads for
+// {{ 4 * row_quads }} by {{ 4 * column_quads }} sums in named registers.
+{{ interface }}
+{% include "lib/outer_" ~ ("bytes" if operand == "int8" else "values") ~ ".wgsl" %}
+
+// Lines of fours of rows and of columns.
+var<workgroup> staged_x: array<{{ element }}, {{ stages * lines * x_line }}>;
+var<workgroup> staged_w: array<{{ element }}, {{ stages * lines * w_line }}>;
+
+fn store_four(row: u32, column: u32, sums: vec4f) {
+    if (row >= params.rows) {
+        return;
+    }
+    let first = params.y_offset + row * params.y_stride + column;
+{% for i in range(4) %}
+    if (column + {{ i }}u < N) {
+        y[first + {{ i }}u] = sums.{{ "xyzw"[i] }}{{ " + bias[column + %du]" % i if bias }};
+    }
+{% endfor %}
+}
+
+{# The jobs of a thread: one is four rows of x or of W by four lines. Eight neighbours take neighbouring rows, so that
+   their stores lie side by side, and the next eight the next lines of these rows. #}
+{% set job_count = (jobs + 255) // 256 %}
+{% macro place(i) %}
+    let job{{ i }} = {{ "thread + %du" % (256 * i) }};
+    let is_x{{ i }} = job{{ i }} < {{ x_jobs }}u;
+    let own{{ i }} = job{{ i }} - select({{ x_jobs }}u, 0u, is_x{{ i }});
+    let block{{ i }} = own{{ i }} / 8u % {{ blocks }}u;
+    let four{{ i }} = own{{ i }} / {{ 8 * blocks }}u * 8u + own{{ i }} % 8u;
+    var r{{ i }} = Raw();
+{% endmacro %}
+{% macro either(i, x, w) %}
+{% if 256 * (i + 1) <= x_jobs %}
+        {{ x }}
+{% elif 256 * i >= x_jobs and 256 * (i + 1) <= jobs %}
+        {{ w }}
+{% else %}
+        if (is_x{{ i }}) {
+            {{ x }}
+        } else {{ "if (job%d < %du) " % (i, jobs) if 256 * (i + 1) > jobs }}{
+            {{ w }}
+        }
+{% endif %}
+{% endmacro %}
+{% macro fetch(step) %}
+{% for i in range(job_count) %}
+{{ either(i, "r%d = fetch_x(first_row + four%d * 4u, %s * %du + block%d);" % (i, i, step, blocks, i),
+          "r%d = fetch_w(first_column + four%d * 4u, %s * %du + block%d);" % (i, i, step, blocks, i)) -}}
+{% endfor %}
+{% endmacro %}
+{% macro put(array, line, kind, i) -%}
+{% for j in range(4) %}
+{{ array }}[{{ stage_at(line) }}(block{{ i }} * 4u + {{ j }}u) * {{ line }}u + four{{ i }}] = {{ kind }}{{ j }}(r{{ i }});
+{% endfor %}
+{%- endmacro %}
+{% macro stage_at(line) -%}
+{{ "(step & 1u) * %du + " % (lines * line) if stages == 2 }}
+{%- endmacro %}
+{% macro slice() %}
+{% for i in range(job_count) %}
+{{ either(i, put("staged_x", x_line, "line_of_x", i), put("staged_w", w_line, "line_of_w", i)) -}}
+{% endfor %}
+        workgroupBarrier();
+        // The next slice of K comes while this one is multiplied; after the last one it comes again, unused.
+        let next = min(step + 1u, STEPS - 1u);
+{{ fetch("next") -}}
+        for (var line = 0u; line < {{ lines }}u; line++) {
+{% for q in range(row_quads) %}
+            let x{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_x[{{ stage_at(x_line) }}line * {{ x_line }}u + {{ 16 * q }}u + down]);
+{% endfor %}
+{% for q in range(column_quads) %}
+            let w{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_w[{{ stage_at(w_line) }}line * {{ w_line }}u + {{ 16 * q }}u + across]);
+{% endfor %}
+{% for r in range(4 * row_quads) %}
+{% for q in range(column_quads) %}
+{% set value = "x%d.%s" % (r // 4, "xyzw"[r % 4]) %}
+{% if operand == "int8" %}
+            dots{{ r }}_{{ q }} += vec4i({% for i in range(4) %}dot4I8Packed({{ value }}, w{{ q }}.{{ "xyzw"[i] }}){{ ", " if i < 3 }}{% endfor %});
+{% elif fused %}
+            sum{{ r }}_{{ q }} = fma(vec4f({{ value }}), w{{ q }}, sum{{ r }}_{{ q }});
+{% else %}
+            sum{{ r }}_{{ q }} += {{ value }} * w{{ q }};
+{% endif %}
+{% endfor %}
+{% endfor %}
+        }
+{% if stages == 1 %}
+        workgroupBarrier();
+{% endif %}
+{% endmacro %}
+{% if operand != "int8" %}
+// At most four rows: a thread a column wastes less than a tile.
+fn few_rows(column: u32) {
+    let weight_row = weight_row(column);
+{% for r in range(4) %}
+    let x_row{{ r }} = x_row({{ r }}u);
+{% endfor %}
+    var sums = vec4f();
+    for (var step = 0u; step * {{ 4 * vectors }}u < K; step++) {
+        let w = load_weights(weight_row, weight_step(step));
+{% for v in range(vectors) %}
+        let four{{ v }} = step * {{ vectors }}u + {{ v }}u;
+        sums += vec4f(
+{% for r in range(4) %}
+            dot(load_x(x_row{{ r }}, four{{ v }}), w{{ "[%d]" % v if vectors > 1 }}),
+{% endfor %}
+        );
+{% endfor %}
+    }
+    for (var row = 0u; row < params.rows; row++) {
+        y[params.y_offset + row * params.y_stride + column] = sums[row]{{ " + bias[column]" if bias }};
+    }
+}
+
+{% endif %}
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let first_row = group.y * {{ tile_rows }}u;
+    let first_column = group.x * {{ tile_columns }}u;
+{% if operand != "int8" %}
+    if (params.rows <= 4u) {
+        if (thread < {{ tile_columns }}u && first_column + thread < N) {
+            few_rows(first_column + thread);
+        }
+        return;
+    }
+{% endif %}
+    // 32 threads in a row take 8 by 4 places, so that few addresses are read at a time.
+    let across = thread / 32u % 2u * 8u + thread % 8u;
+    let down = thread / 64u * 4u + thread / 8u % 4u;
+{% for i in range(job_count) %}
+{{ place(i) -}}
+{% endfor %}
+{% for r in range(4 * row_quads) %}
+{% for q in range(column_quads) %}
+    var sum{{ r }}_{{ q }} = vec4f();
+{% endfor %}
+{% endfor %}
+{{ fetch("0u") -}}
+{% if operand == "int8" %}
+    var step = 0u;
+    for (var k = 0u; k < K; k += FLUSH) {
+{% for q in range(row_quads) %}
+{% for r in range(4) %}
+        let x_scale{{ 4 * q + r }} = x_scales[min(first_row + {{ 64 * q + r }}u + down * 4u, params.rows - 1u) * (K / 128u) + k / 128u];
+{% endfor %}
+{% endfor %}
+{% for q in range(column_quads) %}
+        let bits{{ q }} = scale_bits_of_four(first_column + {{ 64 * q }}u + across * 4u, k / GROUP);
+{% endfor %}
+{% for r in range(4 * row_quads) %}
+{% for q in range(column_quads) %}
+        var dots{{ r }}_{{ q }} = vec4i(FLOAT_ZERO);
+{% endfor %}
+{% endfor %}
+        for (var slice = 0u; slice < FLUSH; slice += {{ depth }}u) {
+{{ slice() -}}
+            step++;
+        }
+{% for q in range(column_quads) %}
+        let scale{{ q }} = scales_of(bits{{ q }});
+{% if affine %}
+        let offset{{ q }} = offsets_of(bits{{ q }});
+{% endif %}
+{% for r in range(4 * row_quads) %}
+        sum{{ r }}_{{ q }} += (bitcast<vec4f>(dots{{ r }}_{{ q }}) - bitcast<f32>(FLOAT_ZERO)) * (x_scale{{ r }}.x * scale{{ q }}){{ " + x_scale%d.y * offset%d" % (r, q) if affine }};
+{% endfor %}
+{% endfor %}
+    }
+{% else %}
+    for (var step = 0u; step < STEPS; step++) {
+{{ slice() -}}
+    }
+{% endif %}
+{% for r in range(4 * row_quads) %}
+{% for q in range(column_quads) %}
+    store_four(first_row + {{ 64 * (r // 4) + r % 4 }}u + down * 4u, first_column + {{ 64 * q }}u + across * 4u, sum{{ r }}_{{ q }});
+{% endfor %}
+{% endfor %}
+}

@@ -1,0 +1,24 @@
+// Rows of x as f16, dense, two in a word; beyond the range of f16 a value becomes the greatest. A thread converts 8.
+// COLUMNS is a multiple of 8, x_offset and x_stride of 4.
+{{ interface }}
+override EIGHTS: u32 = COLUMNS / 8u;
+
+fn pairs(value: vec4f) -> vec2u {
+    let inside = clamp(value, vec4f(-65504.0), vec4f(65504.0));
+    return vec2u(pack2x16float(inside.xy), pack2x16float(inside.zw));
+}
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3u,
+    @builtin(num_workgroups) groups: vec3u,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let eight = (group.x + group.y * groups.x) * 256u + thread;
+    let row = eight / EIGHTS;
+    if (row >= params.rows) {
+        return;
+    }
+    let at = (params.x_offset + row * params.x_stride) / 4u + eight % EIGHTS * 2u;
+    y[eight] = vec4u(pairs(x[at]), pairs(x[at + 1u]));
+}
