@@ -44,25 +44,6 @@ class Tile:
         return ["ceil_div", tiles, across], ["ceil_div", row_tiles, ["floor_div", 64, across]], 1
 
 
-@dataclass(frozen=True, slots=True)
-class StagedTile:
-    """What 256 threads as 16 x 16 compute through workgroup memory; see `wgsl/lib/staged_product.wgsl`.
-
-    `operand` is the type of the staged values, "f16" or "f32"; `depth` the elements of K staged at once.
-    """
-
-    operand: str
-    thread_rows: int
-    thread_columns: int
-    depth: int
-
-    def context(self) -> dict[str, int | str]:
-        return {name: getattr(self, name) for name in ("operand", "thread_rows", "thread_columns", "depth")}
-
-    def groups(self, columns: Expression, rows: Expression) -> tuple[Expression, Expression, Expression]:
-        return ["ceil_div", columns, 16 * self.thread_columns], ["ceil_div", rows, 16 * self.thread_rows], 1
-
-
 def tiled(columns: Expression, rows: Expression) -> Callable[[Options], Groups]:
     """The grid of a variant whose context gives `tile_rows` and `tile_columns` of a workgroup."""
 

@@ -1,5 +1,5 @@
-"""`linear_matrix.wgsl` and `attention_matrix.wgsl` for adapters without subgroup matrices: the same texts with the
-matrices' functions written out.
+"""`linear_matrix.wgsl`, `conv2d_matrix.wgsl` and `attention_matrix.wgsl` for adapters without subgroup matrices: the same
+texts with the matrices' functions written out.
 
 Each of a subgroup's 32 threads holds 8 elements of a result, and operands are read from workgroup memory where they
 are multiplied. So everything of the shader but the matrix functions themselves is tried: what is staged where, which
@@ -9,8 +9,10 @@ parts a subgroup multiplies, edges, scales and bias.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from exporter.expressions import evaluate
 from webgpu_kernels import Case, Rendered, render
 from webgpu_kernels.families.attention import MatrixAttention
 
@@ -62,10 +64,19 @@ REPLACED = {
     r"alias Right = [^;]*;": "",
     r"alias Sum = [^;]*;": "alias Sum = array<SUM, 8>;",
     r"subgroupBroadcastFirst\(thread / 32u\);": "thread / 32u;\n    own_lane = thread % 32u;",
+    r"let lane = thread % 32u;\n    let sub_row = subgroup / ": r"own_lane = thread % 32u;\n    \g<0>",
     r"subgroupMatrixLoad<\w+, \w+>\(&staged, ": "vec2u(",
     r"(\w+) = subgroupMatrixMultiplyAccumulate\((\w+), (\w+), \w+\);": r"multiply(&\1, \2, \3);",
     r"subgroupMatrixStore<row_major>\(&(\w+), ": r"store_\1(",
 }
+
+# Of conv2d_matrix.wgsl, in the same way: every number of taps, buffers, subgroups; with prefetch and without.
+CONV_TILES = (
+    {"tile_rows": 2, "sub_rows": 1, "sub_columns": 32, "taps": 1, "stages": 2, "prefetch": False},
+    {"tile_rows": 2, "sub_rows": 2, "sub_columns": 16, "taps": 1, "stages": 1, "prefetch": True},
+    {"tile_rows": 4, "sub_rows": 2, "sub_columns": 32, "depth": 16, "taps": 3, "stages": 2, "prefetch": True},
+    {"tile_rows": 2, "sub_rows": 1, "sub_columns": 16, "depth": 16, "taps": 3, "stages": 1, "prefetch": False},
+)
 
 # Of attention_matrix.wgsl; small parts, for little workgroup memory, and q there, since operands stay where they are.
 ATTENTION = {"subgroups": 2, "keys": 32, "kv_buffers": 2, "q_in": "workgroup", "prefetch": True, "channels": 32}
@@ -133,6 +144,27 @@ def emulated_attention(rendered: Rendered, case: Case, job: dict[str, Any]) -> d
     return {**job, **changed, "features": features}
 
 
+def _without_matrices(text: str, operand: str, label: str) -> str:
+    functions = FUNCTIONS
+    for pattern, replacement in REPLACED.items():
+        text = re.sub(pattern, replacement, text)
+    for name, value in OPERANDS[operand].items():
+        text = text.replace(f"array<{name}, 8>", f"array<{value}, 8>")
+        functions = functions.replace(name, value)
+    if "subgroup_matrix" in text or "subgroupMatrix" in text:
+        raise ValueError(f"{label}: expected only matrix functions that are emulated")
+    return text + functions
+
+
+def emulated_conv(rendered: Rendered, case: Case, job: dict[str, Any], tile: Mapping[str, Any]) -> dict[str, Any]:
+    """As `emulated`, of a case of conv2d, with one of CONV_TILES."""
+    small = render(rendered.kernel, case.options, rendered.variant.name, {"tile_columns": 32, **tile})
+    text = _without_matrices(small.wgsl, "f16", job["label"])
+    groups = [evaluate(count, {**case.constants, **case.uniforms}) for count in small.groups]
+    features = [name for name in job["features"] if name == "shader-f16"]
+    return {**job, "wgsl": text, "file": f"emulated {small.file}", "groups": groups, "limits": {}, "features": features}
+
+
 def emulated(rendered: Rendered, case: Case, job: dict[str, Any]) -> dict[str, Any]:
     """The job of a case, made for `rendered`, with a shader that needs no subgroup matrices.
 
@@ -143,23 +175,8 @@ def emulated(rendered: Rendered, case: Case, job: dict[str, Any]) -> dict[str, A
     operand = rendered.variant.context["operand"]
     depth = 32 if operand == "f16" else 64
     small = render(rendered.kernel, case.options, rendered.variant.name, {**tile, "depth": depth})
-    text = small.wgsl
-    for pattern, replacement in REPLACED.items():
-        text = re.sub(pattern, replacement, text)
-    functions = FUNCTIONS
-    for name, value in OPERANDS[operand].items():
-        text = text.replace(f"array<{name}, 8>", f"array<{value}, 8>")
-        functions = functions.replace(name, value)
-    if "subgroup_matrix" in text or "subgroupMatrix" in text:
-        raise ValueError(f"{job['label']}: expected only matrix functions that are emulated")
     sizes = case.uniforms["rows"], case.constants["N"]
     groups = [-(-sizes[1] // tile["tile_columns"]), -(-sizes[0] // tile["tile_rows"]), 1]
     features = [name for name in job["features"] if name == "shader-f16"]
-    return {
-        **job,
-        "wgsl": text + functions,
-        "file": f"emulated {small.file}",
-        "groups": groups,
-        "limits": {},
-        "features": features,
-    }
+    text = _without_matrices(small.wgsl, operand, job["label"])
+    return {**job, "wgsl": text, "file": f"emulated {small.file}", "groups": groups, "limits": {}, "features": features}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kernels.emulated import emulated, emulated_attention
+from tests.kernels.emulated import CONV_TILES, emulated, emulated_attention, emulated_conv
 from tests.kernels.job import FILL, GUARD, check_output, make_job
 from tests.kernels.runners import BrowserRunner, NodeRunner
 from webgpu_kernels import Case, Kernel, Rendered, Variant, all_kernels, render_all
@@ -50,6 +50,8 @@ def _run(
         return node.run(emulated(rendered, case, job))
     if variant.matrix and variant.template == "attention_matrix.wgsl":
         return node.run(emulated_attention(rendered, case, job))
+    if variant.matrix and variant.template == "conv2d_matrix.wgsl":
+        return node.run(emulated_conv(rendered, case, job, CONV_TILES[0]))
     raise AssertionError(f"no adapter for variant {variant.name}: it needs {variant.features} {variant.limits}")
 
 

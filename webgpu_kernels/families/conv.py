@@ -11,14 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from webgpu_kernels.grid import StagedTile, Tile
+from webgpu_kernels.grid import Tile
 from webgpu_kernels.registry import Binding, Case, Groups, Kernel, Numbers, Options, Variant, register
 from webgpu_kernels.weights import DENSE, dense, random_weights, weight_bindings
 
 Arrays = dict[str, np.ndarray]
 
 TILE = Tile(rows=16, columns=8)
-STAGED_F16 = StagedTile(operand="f16", thread_rows=8, thread_columns=4, depth=32)
+MATRIX_FEATURE = "chromium-experimental-subgroup-matrix"
+# Of the templates, which say what each number is. A tile is `tile_rows` rows of 16 pixels by `tile_columns` channels.
+F32_STAGED = {"operand": "f32", "tile_rows": 8, "tile_columns": 128, "depth": 8, "stages": 2, "prefetch": True}
+F16 = {**F32_STAGED, "operand": "f16", "depth": 16}
+MATRIX_F16 = {
+    "tile_rows": 8,
+    "tile_columns": 128,
+    "sub_rows": 4,
+    "sub_columns": 64,
+    "depth": 32,
+    "taps": 1,
+    "stages": 2,
+    "prefetch": False,
+}
 NORMS = ("none", "affine", "affine_silu")
 
 
@@ -32,8 +45,15 @@ def _tile_groups(options: Options) -> Groups:
 
 
 def _staged_groups(options: Options) -> Groups:
-    tiles = ["mul", ["ceil_div", "rows", STAGED_F16.thread_rows], ["ceil_div", _width(options), 16]]
-    return ["ceil_div", "OUT_CHANNELS", 16 * STAGED_F16.thread_columns], tiles, 1
+    tiles = ["mul", ["ceil_div", "rows", options["tile_rows"]], ["ceil_div", _width(options), 16]]
+    return ["ceil_div", "OUT_CHANNELS", options["tile_columns"]], tiles, 1
+
+
+def matrix_bytes(numbers: Options) -> int:
+    """Workgroup memory that `conv2d_matrix.wgsl` declares with these numbers of its context; the same sums."""
+    line = numbers["depth"] // 8 + 1
+    staged = 18 * (numbers["tile_rows"] + 2) + numbers["stages"] * numbers["taps"] * numbers["tile_columns"]
+    return 16 * max(staged * line, numbers["tile_rows"] // numbers["sub_rows"] * numbers["tile_columns"] * 4)
 
 
 def _elements(options: Options) -> dict[str, str]:
@@ -45,6 +65,10 @@ def _elements(options: Options) -> dict[str, str]:
         "scale": "vec4f",
         "shift": "vec4f",
     }
+
+
+def _matrix_elements(options: Options) -> dict[str, str]:
+    return {**_elements(options), "weight": "vec4u"}
 
 
 def _operand(inputs: Arrays, options: Options, constants: Numbers, u: Numbers, half: int) -> np.ndarray:
@@ -162,6 +186,11 @@ def _cases() -> list[Case]:
         _case("f32", 4, 6, (12, 10), 3),
         _case("f32", 3, 8, (5, 3), 3, aligned=False, offset=1),
         _case("f32", 7, 11, (8, 8), 5, bias=False),
+        # Channels that matrices take: slices and tiles of them, bands, edges, every option.
+        _case("f16", 9, 17, (32, 32), 3, offset=4),
+        _case("f16", 13, 35, (64, 160), 3, rows=(3, 9), norm="affine_silu", residual="add", offset=12),
+        _case("f16", 8, 18, (96, 64), 3, rows=(8, 8), upsample=True, norm="affine", residual="accumulate", bias=False),
+        _case("f16", 5, 16, (160, 32), 3, upsample=True),
         # Bands: in the middle, at the end, one row; every option at each of the kernel sizes.
         _case("f16", 21, 19, (36, 40), 3, rows=(6, 9), offset=12, norm="affine_silu", residual="add"),
         _case("f16", 21, 19, (36, 40), 3, rows=(15, 6), norm="affine", residual="accumulate", bias=False),
@@ -207,13 +236,38 @@ register(
         variants=(
             Variant("f32", "conv2d.wgsl", _tile_groups, context=TILE.context(), elements=_elements),
             Variant(
+                "f32_staged",
+                "conv2d_staged.wgsl",
+                _staged_groups,
+                context=F32_STAGED,
+                elements=_elements,
+                when={"aligned": (True,)},
+                multiples={"OUT_CHANNELS": 4},
+            ),
+            Variant(
                 "f16",
                 "conv2d_staged.wgsl",
                 _staged_groups,
                 features=("shader-f16",),
-                context=STAGED_F16.context(),
+                context=F16,
                 elements=_elements,
                 error=2e-3,
+                when={"aligned": (True,)},
+                multiples={"OUT_CHANNELS": 4},
+            ),
+            # KERNEL_SIZE 3: no network has kernels of 9 x 9.
+            Variant(
+                "matrix_f16",
+                "conv2d_matrix.wgsl",
+                _staged_groups,
+                features=("shader-f16", "subgroups", MATRIX_FEATURE),
+                limits={"maxComputeWorkgroupStorageSize": matrix_bytes(MATRIX_F16)},
+                context=MATRIX_F16,
+                elements=_matrix_elements,
+                error=2e-3,
+                when={"weights": ("f16",), "aligned": (True,)},
+                multiples={"KERNEL_SIZE": 3, "IN_CHANNELS": MATRIX_F16["depth"], "OUT_CHANNELS": 32},
+                matrix=("f16", "f32", 16, 16, 16),
             ),
         ),
         reference=_conv2d,
