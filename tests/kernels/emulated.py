@@ -1,5 +1,5 @@
-"""`linear_matrix.wgsl`, `conv2d_matrix.wgsl` and `attention_matrix.wgsl` for adapters without subgroup matrices: the same
-texts with the matrices' functions written out.
+"""`linear_matrix.wgsl`, `conv2d_matrix.wgsl` and `attention_matrix.wgsl` for adapters without subgroup matrices: the
+same texts with the matrices' functions written out.
 
 Each of a subgroup's 32 threads holds 8 elements of a result, and operands are read from workgroup memory where they
 are multiplied. So everything of the shader but the matrix functions themselves is tried: what is staged where, which
@@ -63,7 +63,6 @@ REPLACED = {
     r"alias Left = [^;]*;": "var<private> own_lane: u32;",
     r"alias Right = [^;]*;": "",
     r"alias Sum = [^;]*;": "alias Sum = array<SUM, 8>;",
-    r"subgroupBroadcastFirst\(thread / 32u\);": "thread / 32u;\n    own_lane = thread % 32u;",
     r"let lane = thread % 32u;\n    let sub_row = subgroup / ": r"own_lane = thread % 32u;\n    \g<0>",
     r"subgroupMatrixLoad<\w+, \w+>\(&staged, ": "vec2u(",
     r"(\w+) = subgroupMatrixMultiplyAccumulate\((\w+), (\w+), \w+\);": r"multiply(&\1, \2, \3);",

@@ -115,6 +115,11 @@ def test_what_is_no_default_is_not_even_tried(calculator: Page) -> None:
     assert found["calls"] == [["destroy"]] and found["summary"] == "matmul: f32"
 
 
+def test_a_software_adapter_keeps_the_baseline_without_trials(calculator: Page) -> None:
+    found = choose(calculator, {"f32": {"ms": 5}, "staged": {"ms": 1}}, {"vendor": "google", "fallback": True})
+    assert found["calls"] == [["destroy"]] and found["summary"] == "matmul: f32"
+
+
 def test_a_kernel_with_one_variant_is_not_measured(calculator: Page) -> None:
     found = choose(calculator, {"f32": {"ms": 5}})
     assert found["calls"] == [["destroy"]] and found["variants"] == {}
@@ -169,6 +174,7 @@ REAL = """async ([plan, tensors]) => {
   const { loadPipelines } = await load("pipelines");
   const { findChoice } = await load("choice");
   const context = await openDevice(navigator.gpu);
+  context.facts.adapter = { vendor: "a card", fallback: false }; // a software adapter tries nothing
   const pipelines = await loadPipelines(context, new URL("kernels/index.json", location.href).href);
   const sizes = new Map(tensors.map(([name, rows, bytes]) => [name, { rows, bytes }]));
   const part = { plan, tensors: sizes, symbols: { image_tokens: 64 } };

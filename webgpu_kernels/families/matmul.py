@@ -29,13 +29,13 @@ MATRIX_F16 = {
     "tile_rows": 128,
     "tile_columns": 128,
     "sub_rows": 64,
-    "sub_columns": 32,
+    "sub_columns": 64,
     "depth": 32,
-    "stages": 2,
+    "stages": 1,
     "groups": False,
 }
 MATRIX_INT8 = {**MATRIX_F16, "operand": "int8", "depth": 64}
-MATRIX_INT8_GROUPS = {**MATRIX_INT8, "groups": True}
+MATRIX_INT8_GROUPS = {**MATRIX_INT8, "groups": True, "sub_columns": 32}
 LINEAR_WEIGHTS = ("f16", "f32", "binary", "ternary", "int4", "int8")
 
 
@@ -207,7 +207,6 @@ register(
                 multiples={"K": 128, "GROUP": INT8["depth"]},
                 language_features=("packed_4x8_integer_dot_product",),
                 converts={"x": "int8"},
-                default=False,
             ),
             Variant(
                 "matrix_f16",
@@ -237,7 +236,6 @@ register(
                 language_features=("packed_4x8_integer_dot_product",),
                 matrix=("i8", "i32", 16, 16, 32),
                 converts={"x": "int8_rows"},
-                default=False,
             ),
             Variant(
                 "matrix_int8_groups",

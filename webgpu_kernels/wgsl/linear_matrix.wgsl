@@ -16,7 +16,6 @@ diagnostic(off, chromium.subgroup_matrix_uniformity);
 {% set w_jobs = tile_columns * (depth // 16) %}
 {% set x_loads = (x_jobs + threads - 1) // threads %}
 {% set w_loads = (w_jobs + threads - 1) // threads %}
-{# Threads without a job load what another loads, and keep it. #}
 {% macro own(i, count) %}
 {{ "if (thread < %du) " % (count - threads * i) if threads * (i + 1) > count }}
 {%- endmacro %}
@@ -143,7 +142,7 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
     let first_row = group.y * {{ tile_rows }}u;
     let first_column = group.x * {{ tile_columns }}u;
-    let subgroup = subgroupBroadcastFirst(thread / 32u);
+    let subgroup = thread / 32u; // plain, so that the browser knows its range and drops the checks of matrix loads
     let lane = thread % 32u;
     let sub_row = subgroup / {{ across }}u * {{ sub_rows }}u;
     let sub_column = subgroup % {{ across }}u * {{ sub_columns }}u;
@@ -152,17 +151,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     let x_quad{{ i }} = (thread + {{ i * threads }}u) % {{ quads }}u;
     let x_from{{ i }} = min(first_row + x_line{{ i }}, params.rows - 1u) * X_QUADS + x_quad{{ i }};
     let x_to{{ i }} = x_line{{ i }} * {{ line }}u + x_quad{{ i }};
-    var x{{ i }} = x[x_from{{ i }}];
 {% endfor %}
 {% for i in range(w_loads) %}
     let w_line{{ i }} = (thread + {{ i * threads }}u) / {{ depth // 16 }}u;
     let w_part{{ i }} = (thread + {{ i * threads }}u) % {{ depth // 16 }}u;
     let w_column{{ i }} = min(first_column + w_line{{ i }}, N - 1u);
     let w_to{{ i }} = ({{ tile_rows }}u + w_line{{ i }}) * {{ line }}u + w_part{{ i }} * {{ 16 // quad }}u;
-    var w{{ i }} = load_sixteen(w_column{{ i }}, w_part{{ i }});
-{% if not dense and not groups %}
-    var bits{{ i }} = scale_bits(w_column{{ i }}, w_part{{ i }});
-{% endif %}
 {% endfor %}
 {% if operand == "int8" and not groups %}
     for (var line = thread; line < {{ tile_columns }}u; line += {{ threads }}u) {
@@ -193,32 +187,23 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
         let stage = {{ "(step & 1u) * %du" % stage if stages == 2 else "0u" }};
 {% for i in range(x_loads) %}
         {{ own(i, x_jobs) }}{
-            staged[stage + x_to{{ i }}] = x{{ i }};
+            staged[stage + x_to{{ i }}] = x[x_from{{ i }} + step * {{ quads }}u];
         }
 {% endfor %}
 {% for i in range(w_loads) %}
         {{ own(i, w_jobs) }}{
+            let part = step * {{ depth // 16 }}u + w_part{{ i }};
+            let packed = load_sixteen(w_column{{ i }}, part);
 {% if operand == "f16" %}
-            let pairs = pairs_of(w{{ i }}{{ ", bits%d" % i if not dense }});
+            let pairs = pairs_of(packed{{ ", scale_bits(w_column%d, part)" % i if not dense }});
             staged[stage + w_to{{ i }}] = pairs.a;
             staged[stage + w_to{{ i }} + 1u] = pairs.b;
 {% else %}
-            staged[stage + w_to{{ i }}] = bytes_of(w{{ i }}{{ ", bits%d, to_code%d" % (i, i) if not groups }});
+            staged[stage + w_to{{ i }}] = bytes_of(packed{{ ", scale_bits(w_column%d, part), to_code%d" % (i, i) if not groups }});
 {% endif %}
         }
 {% endfor %}
         workgroupBarrier();
-        // The next slice of K comes while this one is multiplied; after the last one it comes again, unused.
-        let next = min(step + 1u, STEPS - 1u);
-{% for i in range(x_loads) %}
-        x{{ i }} = x[x_from{{ i }} + next * {{ quads }}u];
-{% endfor %}
-{% for i in range(w_loads) %}
-        w{{ i }} = load_sixteen(w_column{{ i }}, next * {{ depth // 16 }}u + w_part{{ i }});
-{% if not dense and not groups %}
-        bits{{ i }} = scale_bits(w_column{{ i }}, next * {{ depth // 16 }}u + w_part{{ i }});
-{% endif %}
-{% endfor %}
         let left_at = stage + sub_row * {{ line }}u;
         let right_at = stage + ({{ tile_rows }}u + sub_column) * {{ line }}u;
 {% for k in range(depth // fragment_k) %}

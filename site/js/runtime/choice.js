@@ -23,7 +23,6 @@ import { openTrial, shapesOf } from "./trial.js";
 
 const FORMAT = 1; // of what is remembered
 const BUDGET_MS = 300; // of GPU time for all timings
-const SOFTWARE_MS = 1500; // of the clock for everything, where a CPU computes and compiling is most of it
 const LEAST_SHARE = 0.03; // of all multiply-adds: a group below it is not timed, it takes its kernel's winner
 const EXACT_ERROR = 1e-4; // relative; of variants that state none
 const SHORT_MS = 0.5;
@@ -167,31 +166,27 @@ function isSoftware({ facts: { adapter } }) {
  */
 export async function chooseVariants(context, pipelines, parts, { signal, measurer } = {}) {
   const groups = groupsOf(pipelines, parts);
-  const open = groups.filter(({ variants, macs }) => variants.length > 1 && macs > 0);
+  // Where a CPU computes, the other variants take longer to compile than they could save: barriers cost much there.
+  const open = isSoftware(context) ? [] : groups.filter(({ variants, macs }) => variants.length > 1 && macs > 0);
   const total = groups.reduce((sum, { macs }) => sum + macs, 0);
   /** @type {Choice} */
   const choice = { variants: {}, kernels: {}, rejected: [], times: {} };
-  const deadline = isSoftware(context) ? performance.now() + SOFTWARE_MS : Infinity;
   const tool = measurer ?? new Measurer(context, pipelines);
   let budget = BUDGET_MS;
   /** Winner by kernel, of its heaviest group. @type {Map<string, string>} */
   const winners = new Map();
   try {
-    if (!isSoftware(context)) tool.begin(open.filter(({ macs }) => macs >= LEAST_SHARE * total));
+    tool.begin(open.filter(({ macs }) => macs >= LEAST_SHARE * total));
     for (const [order, group] of open.entries()) {
       signal?.throwIfAborted();
       const { key, kernel, variants } = group;
       const inherited = winners.get(kernel);
       const worth = group.macs >= LEAST_SHARE * total || inherited === undefined;
-      if (inherited !== undefined && (!worth || isSoftware(context))) {
+      if (inherited !== undefined && !worth) {
         const known = variants.find(({ variant }) => variant === inherited);
         const name = known && (inherited === variants[0].variant || await isRight(tool, group, known, choice)) ? inherited
           : variants[0].variant;
         choice.variants[key] = name;
-        continue;
-      }
-      if (performance.now() > deadline) {
-        choice.variants[key] = variants[0].variant;
         continue;
       }
       const spent = await chooseOne(tool, group, budget / (open.length - order), choice);
