@@ -21,8 +21,8 @@ from webgpu_kernels import Kernel, Rendered, all_kernels, render_all
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _shaders(kernel: Kernel) -> Iterator[tuple[Rendered, dict[str, float]]]:
-    """Shaders and constants for them, under every combination of options; equal texts once."""
+def shaders(kernel: Kernel) -> Iterator[tuple[Rendered, dict[str, float]]]:
+    """Shaders of all variants and constants for them, under every combination of options; equal texts once."""
     seen = set()
     cases = kernel.cases()
     for values in itertools.product(*kernel.options.values()):
@@ -30,7 +30,7 @@ def _shaders(kernel: Kernel) -> Iterator[tuple[Rendered, dict[str, float]]]:
         case = next((case for case in cases if kernel.complete(case.options) == options), cases[0])
         constants = {name: float(value) for name, value in case.constants.items()}
         for rendered in render_all(kernel.name, options):
-            if not rendered.variant.features and rendered.wgsl not in seen:
+            if rendered.wgsl not in seen:
                 seen.add(rendered.wgsl)
                 yield rendered, constants
 
@@ -43,7 +43,9 @@ def _main() -> None:
     errors: dict[str, str] = {}
     counts = {"baselines": 0, "others": 0}
     for kernel in all_kernels().values():
-        for rendered, constants in _shaders(kernel):
+        for rendered, constants in shaders(kernel):
+            if rendered.variant.features:
+                continue
             counts["baselines" if rendered.variant.name == kernel.variants[0].name else "others"] += 1
             device = wide if rendered.variant.limits else core
             try:

@@ -181,7 +181,8 @@ REAL = """async ([plan, tensors]) => {
   const began = performance.now();
   const choice = await findChoice(context, pipelines, [part]);
   return { choice, ms: performance.now() - began, compiled: [...pipelines.compiled.keys()].length,
-    memory: context.memory(), applied: [...pipelines.choice].map(([key, names]) => [key, names[0]]) };
+    unseen: pipelines.entryOf(plan.dispatches[0], "encoder").variant, memory: context.memory(),
+    applied: [...pipelines.choice].map(([key, names]) => [key, names[0]]) };
 }"""
 
 
@@ -196,6 +197,7 @@ def test_on_a_real_adapter_a_wrong_shader_is_found_and_the_choice_is_remembered(
         assert wrong and all("error" in one["reason"] for one in wrong)
         assert any("variant wrong is left out" in text for text in messages)
         assert set(dict(first["applied"]).values()) <= {"f32", "same"}
+        assert first["unseen"] == "f32"
         assert first["memory"] == {"total": 0, "byLabel": {}}
         again = page.evaluate(REAL, [PLAN, TENSORS])
         assert again["compiled"] == 0 and again["choice"] == first["choice"]

@@ -365,6 +365,7 @@ MATRICES = [{"componentType": "f16", "resultType": "f32", "M": 16, "N": 8, "K": 
         (["shader-f16"], 1024, {"chosen": ["wide"]}, "wide"),
         ([], 1024, {"chosen": ["f16", "wide"]}, "wide"),  # the sizes rule the winner out
         ([], 1024, {"chosen": ["f16"]}, "baseline"),
+        ([], 1024, {"chosen": []}, "baseline"),
     ],
 )
 def test_the_variant_taken_is_one_that_the_device_can_run_and_the_component_may_use(

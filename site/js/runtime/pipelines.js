@@ -138,7 +138,8 @@ export class Pipelines {
    * @param {string} [variant] instead of the one that was chosen or forced, where the kernel has it
    */
   entryOf(dispatch, component, variant = this.forceVariant) {
-    const chosen = this.choice.get(choiceKey(dispatch, component));
+    const unknown = this.choice.size > 0 ? [] : undefined; // what was not checked does not run beside what was
+    const chosen = this.choice.get(choiceKey(dispatch, component)) ?? unknown;
     return chooseVariant(this.variantsOf(dispatch), this.offer, { component, forceVariant: variant, chosen });
   }
 
