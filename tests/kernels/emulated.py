@@ -106,7 +106,7 @@ fn add_values(sum: ptr<function, array<f32, 8>>, left: vec2u, right: vec2u) {
         let i = n / 8u;
         let channel = own_lane % 2u * 8u + n % 8u;
         let weight = weights[left.x + own_lane / 2u * left.y + i / 4u][i % 4u];
-        (*sum)[n % 8u] += f32(weight) * f32(staged_v[right.x + i * right.y + channel / 4u][channel % 4u]);
+        (*sum)[n % 8u] += f32(weight) * f32(staged_v[right.x + channel * right.y + i / 4u][i % 4u]);
     }
 }
 

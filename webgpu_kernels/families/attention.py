@@ -80,9 +80,11 @@ class MatrixAttention:
         return ["ceil_div", "q_tokens", 16 * self.subgroups], "HEADS", ["ceil_div", "HEAD_SIZE", self.channels]
 
     def workgroup_bytes(self) -> int:
-        rows = 16 * self.subgroups
-        staged = self.kv_buffers * self.keys + (rows if self.q_in == "workgroup" else 0)
-        return 8 * staged * (self.channels // 4 + 2) + (16 + 8) * rows * (self.keys // 4 + 2) + 16
+        rows, keys = 16 * self.subgroups, self.keys // 4
+        lines_k, lines_v = self.keys * (self.channels // 4 + 2), self.channels * (keys + 2)
+        staged = lines_k + lines_v if self.kv_buffers == 2 else max(lines_k, lines_v)
+        staged += rows * (self.channels // 4 + 2) if self.q_in == "workgroup" else 0
+        return 8 * staged + rows * (16 * (keys + 1) + 8 * (keys + 2)) + 16
 
 
 _MATRIX = MatrixAttention()

@@ -9,9 +9,11 @@ enable chromium_experimental_subgroup_matrix;
 {% set threads = 32 * subgroups %}
 {% set blocks = channels // 16 %}
 {% set key_blocks = keys // 16 %}
-{# Lines in workgroup memory, in fours; two unused ones keep rows on different banks. #}
+{# Lines in workgroup memory, in fours; unused ones keep rows on different banks, and rows of f16 at multiples of 16 bytes. #}
 {% set line = fours + 2 %}
-{% set s_line = keys // 4 + 2 %}
+{% set s_line = keys // 4 + 1 %}
+{% set w_line = keys // 4 + 2 %}
+{% set v_line = keys // 4 + 2 %}
 {% set loads = keys * fours // threads %}
 {% set stage_rows = threads // fours %}
 {% set staged_v = "staged_v" if kv_buffers == 2 else "staged_k" %}
@@ -35,14 +37,15 @@ override PARTS: u32 = (HEAD_SIZE + {{ channels - 1 }}u) / {{ channels }}u;
 override WIDTH: u32 = min(HEAD_SIZE, {{ channels }}u);
 
 {% if q_in == "workgroup" %}
-var<workgroup> staged_q: array<vec4<f16>, {{ rows * line }}>; // [query][four of channels], as are k and v by key
+var<workgroup> staged_q: array<vec4<f16>, {{ rows * line }}>; // [query][four of channels], as is k by key; v is [channel][four of keys]
 {% endif %}
-var<workgroup> staged_k: array<vec4<f16>, {{ keys * line }}>;
+{% set v_size = channels * v_line %}
+var<workgroup> staged_k: array<vec4<f16>, {{ keys * line if kv_buffers == 2 else [keys * line, v_size] | max }}>;
 {% if kv_buffers == 2 %}
-var<workgroup> staged_v: array<vec4<f16>, {{ keys * line }}>;
+var<workgroup> staged_v: array<vec4<f16>, {{ v_size }}>;
 {% endif %}
 var<workgroup> scores: array<vec4f, {{ rows * s_line }}>; // [query][four of keys]
-var<workgroup> weights: array<vec4<f16>, {{ rows * s_line }}>; // the same
+var<workgroup> weights: array<vec4<f16>, {{ rows * w_line }}>; // the same
 var<workgroup> grown: atomic<u32>; // one more than the last tile with a score far above its row's top
 
 fn to_f16(value: vec4f) -> vec4<f16> {
@@ -70,6 +73,20 @@ fn load_v(head: u32, row: u32, vector: u32) -> vec4f {
 next{{ n }} = load_{{ operand }}({{ head }}, {{ first }} + {{ n * stage_rows }}u + thread_row, {{ part }} * {{ fours }}u + thread_four);
 {% endfor %}
 {% endmacro %}
+{# v is transposed on its way, four keys by four channels a thread, since matrices of the right side are read right from
+   columns alone: stored by rows they came transposed from Chromium 156 on an NVIDIA card. #}
+{% macro load_block(first, part) %}
+{% for n in range(loads) %}
+next{{ n }} = load_v(kv_head, {{ first }} + 4u * v_four{{ n // 4 }} + {{ n % 4 }}u, {{ part }} * {{ fours }}u + v_vector{{ n // 4 }});
+{% endfor %}
+{% endmacro %}
+{% macro stage_block() %}
+{% for j in range(loads // 4) %}
+{% for i in range(4) %}
+{{ staged_v }}[(4u * v_vector{{ j }} + {{ i }}u) * {{ v_line }}u + v_four{{ j }}] = to_f16(vec4f({% for n in range(4) %}next{{ 4 * j + n }}.{{ "xyzw"[i] }}{{ ", " if n < 3 }}{% endfor %}));
+{% endfor %}
+{% endfor %}
+{% endmacro %}
 {% macro stage(array) %}
 {% for n in range(loads) %}
 {{ array }}[({{ n * stage_rows }}u + thread_row) * {{ line }}u + thread_four] = to_f16(next{{ n }});
@@ -83,6 +100,10 @@ fn main(
     let subgroup = thread / 32u;
     let thread_row = thread / {{ fours }}u; // staging: of every {{ stage_rows }} rows
     let thread_four = thread % {{ fours }}u;
+    {% for j in range(loads // 4) %}
+    let v_four{{ j }} = (thread + {{ j * threads }}u) % {{ keys // 4 }}u; // staging of v: of the tile's keys
+    let v_vector{{ j }} = (thread + {{ j * threads }}u) / {{ keys // 4 }}u; // of the channels
+    {% endfor %}
     let row = thread / 2u; // softmax: two threads a query, fours of keys in turn
     let side = thread % 2u;
     let head = workgroup.y;
@@ -95,7 +116,8 @@ fn main(
     {% else %}
     let keys_end = params.kv_tokens;
     {% endif %}
-    let own_k = subgroup * {{ 16 * s_line }}u; // this subgroup's rows of scores and weights
+    let own_k = subgroup * {{ 16 * s_line }}u; // this subgroup's rows of scores
+    let own_w = subgroup * {{ 16 * w_line }}u; // and of weights
 
     {% for n in range(loads) %}
     var next{{ n }} = vec4f();
@@ -148,7 +170,7 @@ fn main(
             if (part + 1u < PARTS) {
                 {{ load("k", "kv_head", "tile", "(part + 1u)") | indent(16) }}
             } else {
-                {{ load("v", "kv_head", "tile", "slice") | indent(16) }}
+                {{ load_block("tile", "slice") | indent(16) }}
             }
             {% endif %}
             {% for c in range(blocks) %}
@@ -169,9 +191,9 @@ fn main(
         workgroupBarrier();
 
         {% if not prefetch %}
-        {{ load("v", "kv_head", "tile", "slice") | indent(8) }}
+        {{ load_block("tile", "slice") | indent(8) }}
         {% endif %}
-        {{ stage(staged_v) | indent(8) }}
+        {{ stage_block() | indent(8) }}
         var tile_top = LOWEST;
         {% for i in range(keys // 8) %}
         var score{{ i }} = scores[row * {{ s_line }}u + side + {{ 2 * i }}u];
@@ -212,7 +234,7 @@ fn main(
         {% for i in range(keys // 8) %}
         let weight{{ i }} = vec4<f16>(exp2(score{{ i }} - shift));
         sum += dot(vec4f(weight{{ i }}), vec4f(1.0));
-        weights[row * {{ s_line }}u + side + {{ 2 * i }}u] = weight{{ i }};
+        weights[row * {{ w_line }}u + side + {{ 2 * i }}u] = weight{{ i }};
         {% endfor %}
         if (workgroupUniformLoad(&grown) == tile + 1u) { // a barrier, too
             {% for c in range(blocks) %}
@@ -232,10 +254,10 @@ fn main(
         {% endif %}
         {% for b in range(key_blocks) %}
         {
-            let w = subgroupMatrixLoad<{{ left }}, row_major>(&weights, own_k + {{ 4 * b }}u, {{ s_line }}u);
+            let w = subgroupMatrixLoad<{{ left }}, row_major>(&weights, own_w + {{ 4 * b }}u, {{ w_line }}u);
             {% for c in range(blocks) %}
             if ({{ 16 * c }}u < WIDTH) {
-                let values = subgroupMatrixLoad<{{ right }}, row_major>(&{{ staged_v }}, {{ 16 * b * line + 4 * c }}u, {{ line }}u);
+                let values = subgroupMatrixLoad<{{ right }}, col_major>(&{{ staged_v }}, {{ 16 * c * v_line + 4 * b }}u, {{ v_line }}u);
                 y{{ c }} = subgroupMatrixMultiplyAccumulate(w, values, y{{ c }});
             }
             {% endfor %}
