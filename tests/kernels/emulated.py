@@ -1,9 +1,9 @@
-"""`linear_matrix.wgsl`, `conv2d_matrix.wgsl` and `attention_matrix.wgsl` for adapters without subgroup matrices: the same
-texts with the matrices' functions written out.
+"""`linear_matrix.wgsl`, `conv2d_matrix.wgsl` and `attention_matrix.wgsl` for adapters without subgroup matrices: the
+same texts with the matrices' functions written out.
 
-Each of a subgroup's 32 threads holds 8 elements of a result, and operands are read from workgroup memory where they are
-multiplied. So everything of the shader but the matrix functions themselves is tried: what is staged where, which parts a
-subgroup multiplies, edges, scales and bias.
+Each of a subgroup's 32 threads holds 8 elements of a result, and operands are read from workgroup memory where they
+are multiplied. So everything of the shader but the matrix functions themselves is tried: what is staged where, which
+parts a subgroup multiplies, edges, scales and bias.
 """
 
 from __future__ import annotations
