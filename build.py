@@ -297,7 +297,8 @@ def _bar(unit: str) -> Iterator[Callable[[str, int, int], None]]:
     with tqdm(unit=unit, unit_scale=True, disable=None) as bar:
 
         def show(what: str, done: int, total: int) -> None:
-            bar.total = total
+            if total != bar.total:  # another phase: its rate says nothing of this one's
+                bar.reset(total)
             bar.set_description(what, refresh=False)
             bar.update(done - bar.n)
 

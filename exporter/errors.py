@@ -28,6 +28,12 @@ class BadBundle(BitbrushError):
     exit_code = 3
 
 
+class DiskFull(BitbrushError):
+    """No room for what is being written."""
+
+    exit_code = 3
+
+
 class NoBrowser(BitbrushError):
     """No usable browser or GPU on this machine."""
 

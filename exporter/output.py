@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from exporter import manifest as manifests
-from exporter.errors import BadArguments, BadBundle
+from exporter.errors import BadArguments, BadBundle, DiskFull
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def swapped_folder(out: Path) -> Iterator[Path]:
     """Yield a hidden folder beside `out` that takes the place of `out` at the end, all or nothing.
 
     Whatever was at `out` is replaced; after an error it is there as before. Raises BadArguments for
-    places that cannot be written.
+    places that cannot be written, DiskFull if the disk fills up.
     """
     out = out.resolve()
     work = out.parent / f".{out.name}.{os.getpid()}.partial"
@@ -44,6 +45,12 @@ def swapped_folder(out: Path) -> Iterator[Path]:
             out.rename(old)
         work.rename(out)
     except OSError as problem:
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            written = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+            raise DiskFull(
+                f"{out}: expected more room on the disk, found it full after {written / 1e6:.0f} MB;"
+                " nothing was changed"
+            ) from None
         raise BadArguments(
             f"{out}: expected a folder that can be written, found: {problem.strerror or problem}"
         ) from None

@@ -18,7 +18,8 @@ ENTRY = "js/studio/main.js"
 TOKENIZERS = "@huggingface/tokenizers"
 # Downloads from the Hugging Face Hub are redirected to hosts under hf.co, which the policy must name too.
 REDIRECTS = {"https://huggingface.co": ("https://*.hf.co",)}
-_COMMENT = re.compile(r"^[ \t]*(?://.*|/\*\*(?:(?!\*/)[\s\S])*\*/[ \t]*)\n", re.MULTILINE)
+_COMMENT = re.compile(r"^[ \t]*(?://.*|/\*(?:(?!\*/)[\s\S])*\*/[ \t]*)\n|/\*\* @type .*?\*/ ?", re.MULTILINE)
+_INDENT = re.compile(r"^[ \t\n]+", re.MULTILINE)
 _IMPORT = re.compile(r"""^(?:import|export)\s*(?:[^"'();=]*\bfrom\s*)?["'](\.{1,2}/[^"']+)["']""", re.MULTILINE)
 
 
@@ -59,9 +60,12 @@ def imported_modules(folder: Path, entry: str = ENTRY) -> list[str]:
     return sorted(found)
 
 
-def without_comments(script: str) -> str:
-    """A script of ours without its comments of whole lines, a third of its bytes."""
-    return _COMMENT.sub("", script)
+def slimmed(text: str) -> str:
+    """A script or style sheet of ours without comments of whole lines, types, indentation and empty lines.
+
+    No string in it may span lines (a test sees to that).
+    """
+    return _INDENT.sub("", _COMMENT.sub("", text))
 
 
 def vendor(out: Path) -> None:
@@ -79,9 +83,9 @@ def write_pages(out: Path, *, weights_url: str | None = None) -> None:
     All addresses in it are relative, so the site works from any folder of a server.
     """
     for name in COPIED:
-        shutil.copytree(SOURCE / name, out / name, ignore=shutil.ignore_patterns("*.d.ts"))
-    for path in (out / "js").rglob("*.js"):
-        path.write_text(without_comments(path.read_text("utf-8")), encoding="utf-8", newline="\n")
+        shutil.copytree(SOURCE / name, out / name, ignore=shutil.ignore_patterns("*.d.ts", "bench"))
+    for path in [*(out / "js").rglob("*.js"), *(out / "css").rglob("*.css")]:
+        path.write_text(slimmed(path.read_text("utf-8")), encoding="utf-8", newline="\n")
     shutil.copyfile(SOURCE / "icon.svg", out / "icon.svg")
     vendor(out)
     environment = jinja2.Environment(

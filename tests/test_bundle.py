@@ -1,5 +1,6 @@
 """Exporting and opening bundles: what they hold, what is refused, nothing half-written."""
 
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import exporter.graph
 from exporter import reference
 from exporter.bundle import Bundle, _write_components, export_bundle
 from exporter.checkpoint import Checkpoint
-from exporter.errors import BadArguments, BadBundle, BadCheckpoint, BitbrushError
+from exporter.errors import BadArguments, BadBundle, BadCheckpoint, BitbrushError, DiskFull
 from exporter.link import TYPES
 from exporter.manifest import COMPONENTS, FORMAT
 from exporter.modulation import TABLE
@@ -346,6 +347,18 @@ def test_interrupted_work_leaves_the_old_bundle(bundle, failure):
         raise failure
     assert (bundle.path / "manifest.json").read_bytes() == before
     assert os.listdir(bundle.path.parent) == [bundle.path.name]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_leaves_the_old_bundle(bundle, code):
+    def fill() -> None:
+        with new_folder(bundle.path) as work:
+            (work / "half.bin").write_bytes(bytes(3_000_000))
+            raise OSError(code, os.strerror(code))
+
+    assert "expected more room on the disk, found it full after 3 MB" in refusal(DiskFull, fill)
+    assert os.listdir(bundle.path.parent) == [bundle.path.name] and DiskFull.exit_code == 3
+    Bundle(bundle.path).verify()
 
 
 def test_bundle_with_a_flipped_byte_names_the_shard(bundle):

@@ -101,7 +101,7 @@ def render(
         context: tunable numbers of the variant to replace (tile sizes, ...).
 
     Raises:
-        KeyError, ValueError: unknown kernel, option, value, variant or number, or options that the variant does not serve.
+        KeyError, ValueError: unknown kernel, option, value, variant or number, or options that it does not serve.
     """
     record = get(name)
     full = record.complete(options)
@@ -112,7 +112,8 @@ def render(
         raise ValueError(f"kernel {name}, variant {variant}: serves {dict(chosen[0].when)}, found {full}")
     unknown = sorted(set(context or {}) - set(chosen[0].context))
     if unknown:
-        raise ValueError(f"kernel {name}, variant {variant}: no number {unknown[0]!r}; it has {list(chosen[0].context)}")
+        known = list(chosen[0].context)
+        raise ValueError(f"kernel {name}, variant {variant}: no number {unknown[0]!r}; it has {known}")
     return _render(record, full, replace(chosen[0], context={**chosen[0].context, **(context or {})}))
 
 

@@ -32,7 +32,8 @@ fn element(at: u32, i: u32) -> SUM {
 fn multiply(sum: ptr<function, Sum>, left: vec2u, right: vec2u) {
     for (var n = 0u; n < 8u * DEPTHu; n++) {
         let column = own_lane % 2u * 8u + n % 8u;
-        (*sum)[n % 8u] += element(left.x + own_lane / 2u * left.y, n / 8u) * element(right.x + column * right.y, n / 8u);
+        let value = element(left.x + own_lane / 2u * left.y, n / 8u);
+        (*sum)[n % 8u] += value * element(right.x + column * right.y, n / 8u);
     }
 }
 
@@ -177,5 +178,11 @@ def emulated(rendered: Rendered, case: Case, job: dict[str, Any]) -> dict[str, A
     sizes = case.uniforms["rows"], case.constants["N"]
     groups = [-(-sizes[1] // tile["tile_columns"]), -(-sizes[0] // tile["tile_rows"]), 1]
     features = [name for name in job["features"] if name == "shader-f16"]
-    text = _without_matrices(small.wgsl, operand, job["label"])
-    return {**job, "wgsl": text, "file": f"emulated {small.file}", "groups": groups, "limits": {}, "features": features}
+    return {
+        **job,
+        "wgsl": _without_matrices(small.wgsl, operand, job["label"]),
+        "file": f"emulated {small.file}",
+        "groups": groups,
+        "limits": {},
+        "features": features,
+    }

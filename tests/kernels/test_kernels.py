@@ -101,6 +101,14 @@ def test_first_variant_needs_nothing_beyond_core_webgpu(name: str) -> None:
     assert not baseline.features and not baseline.limits
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_variants_that_round_operands_are_known_as_such_to_the_runtime(name: str) -> None:
+    """`roundsOperands` of pipelines.js keeps them from the encoder by what they need."""
+    for variant in KERNELS[name].variants:
+        known = "shader-f16" in variant.features or bool(variant.converts)
+        assert known == (variant.error is not None), variant.name
+
+
 def _buffer(values: list[float]) -> np.ndarray:
     words = np.full(2 * GUARD + 4, FILL)
     words[GUARD : GUARD + len(values)] = np.array(values, np.float32).view(np.uint32)

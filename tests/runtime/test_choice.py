@@ -50,6 +50,7 @@ FAKE = """async ([plan, fakes, adapter]) => {
   const pipelines = { variantsOf: () => variants, offer, choice: new Map() };
   const calls = [];
   const measurer = {
+    begin: () => {},
     check: async (part, shape, variant) => {
       calls.push(["check", variant, shape.sizes.N, shape.sizes.rows]);
       if (fakes[variant].fails) throw new Error(fakes[variant].fails);
@@ -66,7 +67,8 @@ FAKE = """async ([plan, fakes, adapter]) => {
   const context = { facts: { adapter } };
   const part = { plan, tensors: new Map(), symbols: { image_tokens: 512 } };
   const choice = await chooseVariants(context, pipelines, [part], { measurer });
-  return { ...choice, calls, applied: [...pipelines.choice.values()], summary: summaryOf(choice) };
+  const orders = [...pipelines.choice.values()];
+  return { ...choice, calls, orders, applied: orders.map(([best]) => best), summary: summaryOf(choice) };
 }"""
 GPU = {"vendor": "maker", "fallback": False}
 
@@ -82,6 +84,7 @@ def heaviest(found: dict[str, Any]) -> str:
 def test_the_fastest_right_variant_is_chosen(calculator: Page) -> None:
     found = choose(calculator, {"f32": {"ms": 5}, "f16": {"ms": 2}, "staged": {"ms": 3}})
     assert heaviest(found) == "f16" and set(found["applied"]) == {"f16"}
+    assert ["f16", "staged", "f32"] in found["orders"]  # where the sizes rule f16 out, staged serves
     assert found["rejected"] == [] and found["summary"] == "matmul: f16"
     timed = {(name, rows) for kind, name, n, rows in found["calls"][:-1] if kind == "time" and n == N}
     assert timed == {("f32", ROWS), ("f16", ROWS), ("staged", ROWS)}
@@ -172,7 +175,7 @@ REAL = """async ([plan, tensors]) => {
   const began = performance.now();
   const choice = await findChoice(context, pipelines, [part]);
   return { choice, ms: performance.now() - began, compiled: [...pipelines.compiled.keys()].length,
-    memory: context.memory(), applied: [...pipelines.choice] };
+    memory: context.memory(), applied: [...pipelines.choice].map(([key, names]) => [key, names[0]]) };
 }"""
 
 

@@ -35,7 +35,8 @@ def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, st
 def test_a_file_of_prompts_becomes_a_folder_in_one_session(capsys, exported, tmp_path, monkeypatch):
     sessions = []
     launch = generate.launch
-    monkeypatch.setattr(generate, "launch", lambda adapter: sessions.append(adapter) or launch(adapter))
+    opened = lambda adapter, **options: sessions.append(adapter) or launch(adapter, **options)  # noqa: E731
+    monkeypatch.setattr(generate, "launch", opened)
     asked = [
         {"id": "apple-0", "prompt": "a red apple", "seed": 5},
         {"id": "rocket-0", "prompt": "火箭", "seed": 5, "width": 32, "height": 48},
@@ -181,7 +182,7 @@ def test_a_file_without_lines_is_refused(tmp_path):
 
 
 def test_arguments_that_make_no_sense_end_with_2(capsys, exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "launch", lambda adapter: pytest.fail("a browser was started"))
+    monkeypatch.setattr(generate, "launch", lambda adapter, **options: pytest.fail("a browser was started"))
     prompts = lines(tmp_path / "prompts.jsonl", {"id": "a", "prompt": "x", "width": 17})
     model = exported("two-heads-ternary")
     for arguments, words in (

@@ -16,10 +16,11 @@ from exporter import website
 from exporter.errors import BadArguments, BadBundle
 from exporter.manifest import COMPONENTS
 from exporter.packages import ROOT, node_package
-from exporter.pages import content_security_policy, imported_modules, without_comments
+from exporter.pages import content_security_policy, imported_modules, slimmed
 from exporter.serve import serving
 from exporter.website import SiteOptions, build_site, inputs_hash, read_stamp
 from webgpu_kernels import render_all
+from webgpu_kernels.operands import CONVERSIONS
 
 WEIGHTS_URL = "https://huggingface.co/someone/weights/resolve/0123abc/"
 
@@ -86,8 +87,9 @@ def test_every_kernel_of_the_plans_is_there_in_all_variants(site):
     assert len(set(found)) == len(found)
     wanted = set()
     plans = [json.loads(path.read_text("utf-8")) for path in site.glob("models/*/*.plan.json")]
-    upload = {"dispatches": [{"kernel": "expand_trits", "options": {}}]}
-    for plan in [*plans, upload]:
+    names = ("expand_trits", {}), *CONVERSIONS.values()
+    others = {"dispatches": [{"kernel": name, "options": options} for name, options in names]}
+    for plan in [*plans, others]:
         for dispatch in plan["dispatches"]:
             for rendered in render_all(dispatch["kernel"], dispatch["options"]):
                 wanted.add((rendered.kernel, json.dumps(rendered.options, sort_keys=True), rendered.variant.name))
@@ -147,13 +149,19 @@ def test_the_page_weighs_little(site):
     assert len(sizes) > 20 and sum(sizes.values()) < 200_000
 
 
-def test_scripts_lose_their_comments_and_nothing_else():
+def test_scripts_lose_comments_types_and_indentation_and_nothing_else():
     script = (
         "// What it is.\n\n/**\n * @param {string} a\n */\nexport const f = (a) =>\n  /** @type {any} */ (a);  // b\n"
     )
     script += "    // why\n  const url = `https://x`; /* c */\n/** @type {d} */\nlet d;\n"
-    kept = "\nexport const f = (a) =>\n  /** @type {any} */ (a);  // b\n  const url = `https://x`; /* c */\nlet d;\n"
-    assert without_comments(script) == kept
+    kept = "export const f = (a) =>\n(a);  // b\nconst url = `https://x`; /* c */\nlet d;\n"
+    assert slimmed(script) == kept
+
+
+def test_no_string_of_a_served_script_spans_lines(site):
+    for path in (site / "js").glob("[!v]*/*.js"):
+        for line in path.read_text("utf-8").splitlines():
+            assert line.count("`") % 2 == 0 and not line.endswith("\\"), f"{path.name}: {line}"
 
 
 def test_modules_are_preloaded_that_the_page_imports(tmp_path):

@@ -32,9 +32,27 @@ MATRIX_F16 = {
     "sub_columns": 32,
     "depth": 32,
     "stages": 2,
+    "groups": False,
 }
 MATRIX_INT8 = {**MATRIX_F16, "operand": "int8", "depth": 64}
+MATRIX_INT8_GROUPS = {**MATRIX_INT8, "groups": True}
 LINEAR_WEIGHTS = ("f16", "f32", "binary", "ternary", "int4", "int8")
+
+
+def _limits(context: dict[str, Any]) -> dict[str, int]:
+    """What a variant's tile needs beyond core WebGPU."""
+    size = {"f32": 4, "f16": 2, "int8": 1}[context["operand"]]
+    lines = context["tile_rows"] + context["tile_columns"]
+    if "sub_rows" not in context:
+        needed = {"maxComputeWorkgroupStorageSize": lines * context["depth"] * size * context["stages"]}
+        return needed if needed["maxComputeWorkgroupStorageSize"] > 16_384 else {}
+    parts = context["tile_rows"] * context["tile_columns"] // (context["sub_rows"] * context["sub_columns"])
+    staged = lines * (context["depth"] * size + 16) * context["stages"]
+    scales = 4 * context["tile_columns"] if size == 1 and not context["groups"] else 0
+    needed = {"maxComputeWorkgroupStorageSize": max(staged, parts * 64 * context["sub_columns"]) + scales}
+    if parts > 8:
+        needed |= {"maxComputeInvocationsPerWorkgroup": 32 * parts, "maxComputeWorkgroupSizeX": 32 * parts}
+    return needed
 
 
 def _linear_elements(options: Options) -> dict[str, str]:
@@ -49,7 +67,11 @@ def _matrix_elements(options: Options) -> dict[str, str]:
 
 
 def _int8_elements(options: Options) -> dict[str, str]:
-    return {"x": "vec4u", "x_scales": "vec2f", **{"int4": {"codes": "vec2u"}, "int8": {"codes": "vec4u"}}.get(options["weights"], {})}
+    return {
+        "x": "vec4u",
+        "x_scales": "vec2f",
+        **{"int4": {"codes": "vec2u"}, "int8": {"codes": "vec4u"}}.get(options["weights"], {}),
+    }
 
 
 def _rows(values: np.ndarray, offset: int, stride: int, rows: int, columns: int) -> np.ndarray:
@@ -157,6 +179,7 @@ register(
                 "f32_staged",
                 "linear_outer.wgsl",
                 tiled("N", "rows"),
+                limits=_limits(F32_STAGED),
                 context=F32_STAGED,
                 elements=_linear_elements,
                 when={"aligned": (True,)},
@@ -166,6 +189,7 @@ register(
                 "linear_outer.wgsl",
                 tiled("N", "rows"),
                 features=("shader-f16",),
+                limits=_limits(F16),
                 context=F16,
                 elements=_linear_elements,
                 error=2e-3,
@@ -175,6 +199,7 @@ register(
                 "int8",
                 "linear_outer.wgsl",
                 tiled("N", "rows"),
+                limits=_limits(INT8),
                 context=INT8,
                 elements=_int8_elements,
                 error=2e-2,
@@ -189,7 +214,7 @@ register(
                 "linear_matrix.wgsl",
                 tiled("N", "rows"),
                 features=("shader-f16", "subgroups", MATRIX_FEATURE),
-                limits={"maxComputeWorkgroupStorageSize": 40_960},
+                limits=_limits(MATRIX_F16),
                 context=MATRIX_F16,
                 elements=_matrix_elements,
                 error=2e-3,
@@ -203,7 +228,7 @@ register(
                 "linear_matrix.wgsl",
                 tiled("N", "rows"),
                 features=("subgroups", MATRIX_FEATURE),
-                limits={"maxComputeWorkgroupStorageSize": 41_472},
+                limits=_limits(MATRIX_INT8),
                 context=MATRIX_INT8,
                 elements=_matrix_elements,
                 error=3e-2,
@@ -212,6 +237,22 @@ register(
                 language_features=("packed_4x8_integer_dot_product",),
                 matrix=("i8", "i32", 16, 16, 32),
                 converts={"x": "int8_rows"},
+                default=False,
+            ),
+            Variant(
+                "matrix_int8_groups",
+                "linear_matrix.wgsl",
+                tiled("N", "rows"),
+                features=("subgroups", MATRIX_FEATURE),
+                limits=_limits(MATRIX_INT8_GROUPS),
+                context=MATRIX_INT8_GROUPS,
+                elements=_matrix_elements,
+                error=2e-2,
+                when={"weights": tuple(LOW_BIT), "aligned": (True,)},
+                multiples={"K": 128, "GROUP": MATRIX_INT8_GROUPS["depth"]},
+                language_features=("packed_4x8_integer_dot_product",),
+                matrix=("i8", "i32", 16, 16, 32),
+                converts={"x": "int8"},
                 default=False,
             ),
         ),

@@ -3,7 +3,8 @@ enable subgroups;
 enable chromium_experimental_subgroup_matrix;
 {{ "requires packed_4x8_integer_dot_product;" if operand == "int8" }}
 diagnostic(off, chromium.subgroup_matrix_uniformity);
-{# `operand` is what x was converted to, "f16" or "int8" (with one scale a row); `depth` the elements of K staged at once;
+{# `operand` is what x was converted to, "f16" or "int8"; `groups` says whether that has a scale a row and 128 columns, and
+   sums leave the matrices once a group to be scaled, or a scale a row, and W is rounded to a scale a row too; `depth` the elements of K staged at once;
    `stages` the number of buffers that they go to by turns; `sub_rows` x `sub_columns` what a subgroup computes. #}
 {% set fragment_k = 16 if operand == "f16" else 32 %}
 {% set quad = 8 if operand == "f16" else 16 %}
@@ -25,6 +26,10 @@ diagnostic(off, chromium.subgroup_matrix_uniformity);
 {% set sum_type = "f32" if operand == "f16" else "i32" %}
 {% set dense = weights == "f16" %}
 {% set affine = weights in ("int4", "int8") %}
+{% set subgroups = threads // 32 %}
+{% set band = 4 * sub_columns %}
+{% set size = [stages * stage, subgroups * band] | max %}
+{% set bands = [fragment_rows, size // (subgroups * band)] | min %}
 {% set input = "f16" if operand == "f16" else "i8" %}
 // y = x · Wᵀ + bias on matrix units. Operands are {{ operand }}, sums {{ sum_type }}: x converted before, W unpacked into
 // workgroup memory. A subgroup of 32 threads computes {{ sub_rows }} rows by {{ sub_columns }} columns of a tile of {{ tile_rows }} by {{ tile_columns }}.
@@ -38,8 +43,35 @@ alias Right = subgroup_matrix_right<{{ input }}, 16, {{ fragment_k }}>;
 alias Sum = subgroup_matrix_result<{{ sum_type }}, 16, 16>;
 
 // Lines of {{ quads }} quads (16 bytes) of K, rows of x before rows of W; the one more that each has spreads them over the banks.
-var<workgroup> staged: array<vec4u, {{ [stages * stage, (tile_rows // sub_rows) * across * 16 * (sub_columns // 4)] | max }}>;
-{% if operand == "int8" %}
+var<workgroup> staged: array<vec4u, {{ size }}>;
+{% if groups %}
+override FLUSH: u32 = min(GROUP, 128u); // columns of x and W that share their scales
+
+// Codes as they are stored, of int8 less 128, and of binary and ternary as signs.
+fn bytes_of(packed: Sixteen) -> vec4u {
+{% if weights == "binary" %}
+    return (~spread_bits(packed) & vec4u(0x1010101u)) * vec4u(0xfeu) + vec4u(0x1010101u);
+{% elif weights == "ternary" %}
+    return ((spread_codes(packed) | vec4u(0x80808080u)) - vec4u(0x1010101u)) ^ vec4u(0x80808080u);
+{% elif weights == "int4" %}
+    return spread_codes(packed);
+{% else %}
+    return packed ^ vec4u(0x80808080u);
+{% endif %}
+}
+
+// Scale and offset of a group of a column.
+fn group_scale(column: u32, group: u32) -> vec2f {
+    let index = min(column, N - 1u) * GROUPS + group;
+    let scale = unpack2x16float(half_bits(scales[index / 2u], index)).x;
+{% if affine %}
+    let offset = unpack2x16float(half_bits(offsets[index / 2u], index)).x;
+    return vec2f(scale, offset{{ " + 128.0 * scale" if weights == "int8" }});
+{% else %}
+    return vec2f(scale, 0.0);
+{% endif %}
+}
+{% elif operand == "int8" %}
 var<workgroup> column_scales: array<f32, {{ tile_columns }}>;
 
 // The greatest magnitude of a weight in a row of W, from its scales.
@@ -95,6 +127,18 @@ fn bytes_of(packed: Sixteen, bits: u32, to_code: f32) -> vec4u {
 {% endif %}
 {% endif %}
 
+fn store_four(row: u32, column: u32, sums: vec4f) {
+    if (row >= params.rows) {
+        return;
+    }
+    let first = params.y_offset + row * params.y_stride + column;
+{% for i in range(4) %}
+    if (column + {{ i }}u < N) {
+        y[first + {{ i }}u] = sums.{{ "xyzw"[i] }}{{ " + bias[column + %du]" % i if bias }};
+    }
+{% endfor %}
+}
+
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
     let first_row = group.y * {{ tile_rows }}u;
@@ -116,11 +160,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     let w_column{{ i }} = min(first_column + w_line{{ i }}, N - 1u);
     let w_to{{ i }} = ({{ tile_rows }}u + w_line{{ i }}) * {{ line }}u + w_part{{ i }} * {{ 16 // quad }}u;
     var w{{ i }} = load_sixteen(w_column{{ i }}, w_part{{ i }});
-{% if not dense %}
+{% if not dense and not groups %}
     var bits{{ i }} = scale_bits(w_column{{ i }}, w_part{{ i }});
 {% endif %}
 {% endfor %}
-{% if operand == "int8" %}
+{% if operand == "int8" and not groups %}
     for (var line = thread; line < {{ tile_columns }}u; line += {{ threads }}u) {
         column_scales[line] = greatest(min(first_column + line, N - 1u)) / 127.0;
     }
@@ -133,7 +177,18 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {% for c in range(fragment_columns) %}
     var sum{{ r }}_{{ c }}: Sum;
 {% endfor %}
+{% if groups %}
+{% for j in range(sub_columns // 8) %}
+    var total{{ r }}_{{ j }} = vec4f();
 {% endfor %}
+{% endif %}
+{% endfor %}
+{% if groups %}
+    // What of sixteen rows by {{ sub_columns }} columns a thread scales: four columns, every {{ 128 // sub_columns }}th row.
+    let own_column = first_column + sub_column + lane % {{ sub_columns // 4 }}u * 4u;
+    let own_row = first_row + sub_row + lane / {{ sub_columns // 4 }}u;
+    let own_part = subgroup * {{ bands * band }}u + lane;
+{% endif %}
     for (var step = 0u; step < STEPS; step++) {
         let stage = {{ "(step & 1u) * %du" % stage if stages == 2 else "0u" }};
 {% for i in range(x_loads) %}
@@ -148,7 +203,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
             staged[stage + w_to{{ i }}] = pairs.a;
             staged[stage + w_to{{ i }} + 1u] = pairs.b;
 {% else %}
-            staged[stage + w_to{{ i }}] = bytes_of(w{{ i }}, bits{{ i }}, to_code{{ i }});
+            staged[stage + w_to{{ i }}] = bytes_of(w{{ i }}{{ ", bits%d, to_code%d" % (i, i) if not groups }});
 {% endif %}
         }
 {% endfor %}
@@ -160,7 +215,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {% endfor %}
 {% for i in range(w_loads) %}
         w{{ i }} = load_sixteen(w_column{{ i }}, next * {{ depth // 16 }}u + w_part{{ i }});
-{% if not dense %}
+{% if not dense and not groups %}
         bits{{ i }} = scale_bits(w_column{{ i }}, next * {{ depth // 16 }}u + w_part{{ i }});
 {% endif %}
 {% endfor %}
@@ -178,10 +233,47 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {% endfor %}
 {% endfor %}
 {% endfor %}
-{% if stages == 1 %}
+{% if groups %}
+        if ((step + 1u) * {{ depth }}u % FLUSH == 0u) {
+            let k = step * {{ depth }}u;
+{% for i in range(4) %}
+            let pair{{ i }} = group_scale(own_column + {{ i }}u, k / GROUP);
+{% endfor %}
+            let scale = vec4f(pair0.x, pair1.x, pair2.x, pair3.x);
+{% if affine %}
+            let offset = vec4f(pair0.y, pair1.y, pair2.y, pair3.y);
+{% endif %}
+{% for first in range(0, fragment_rows, bands) %}
+            workgroupBarrier();
+{% for r in range(first, [first + bands, fragment_rows] | min) %}
+{% for c in range(fragment_columns) %}
+            subgroupMatrixStore<row_major>(&staged, subgroup * {{ bands * band }}u + {{ (r - first) * band + 4 * c }}u, sum{{ r }}_{{ c }}, {{ sub_columns // 4 }}u);
+            sum{{ r }}_{{ c }} = Sum();
+{% endfor %}
+{% endfor %}
+            workgroupBarrier();
+{% for r in range(first, [first + bands, fragment_rows] | min) %}
+{% for j in range(sub_columns // 8) %}
+            let x_scale{{ r }}_{{ j }} = x_scales[min(own_row + {{ 16 * r + j * (128 // sub_columns) }}u, params.rows - 1u) * (K / 128u) + k / 128u];
+            total{{ r }}_{{ j }} += vec4f(bitcast<vec4i>(staged[own_part + {{ (r - first) * band + 32 * j }}u])) * (x_scale{{ r }}_{{ j }}.x * scale){{ " + x_scale%d_%d.y * offset" % (r, j) if affine }};
+{% endfor %}
+{% endfor %}
+{% endfor %}
+            workgroupBarrier();
+        }{{ " else {
+            workgroupBarrier();
+        }" if stages == 1 }}
+{% elif stages == 1 %}
         workgroupBarrier();
 {% endif %}
     }
+{% if groups %}
+{% for r in range(fragment_rows) %}
+{% for j in range(sub_columns // 8) %}
+    store_four(own_row + {{ 16 * r + j * (128 // sub_columns) }}u, own_column, total{{ r }}_{{ j }});
+{% endfor %}
+{% endfor %}
+{% else %}
 {% if operand == "f16" and not bias %}
     if (first_row + {{ tile_rows }}u <= params.rows && first_column + {{ tile_columns }}u <= N) {
         let y_at = params.y_offset + (first_row + sub_row) * params.y_stride + first_column + sub_column;
@@ -204,19 +296,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     for (var i = lane; i < {{ 4 * sub_columns }}u; i += 32u) {
         let row = first_row + sub_row + {{ 16 * r }}u + i / {{ sub_columns // 4 }}u;
         let line = sub_column + i % {{ sub_columns // 4 }}u * 4u;
-        let column = first_column + line;
         let sums = {{ "bitcast<vec4f>(staged[part + i])" if operand == "f16" else "vec4f(bitcast<vec4i>(staged[part + i]))" }};
-        if (row < params.rows) {
 {% if operand == "int8" %}
-            let row_scale = x_scales[row].x;
+        let row_scales = x_scales[min(row, params.rows - 1u)].x * vec4f({% for i in range(4) %}column_scales[line + {{ i }}u]{{ ", " if i < 3 }}{% endfor %});
 {% endif %}
-            let y_at = params.y_offset + row * params.y_stride + column;
-{% for i in range(4) %}
-            if (column + {{ i }}u < N) {
-                y[y_at + {{ i }}u] = sums.{{ "xyzw"[i] }}{{ " * (row_scale * column_scales[line + %du])" % i if operand == "int8" }}{{ " + bias[column + %du]" % i if bias }};
-            }
-{% endfor %}
-        }
+        store_four(row, first_column + line, sums{{ " * row_scales" if operand == "int8" }});
     }
 {% endfor %}
+{% endif %}
 }

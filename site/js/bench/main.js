@@ -171,16 +171,17 @@ export async function whole(name, component, size, { runs = 5 } = {}) {
         if (value.role === "input") fillRandom(context.device.queue, buffer, 0, bytes, contents);
       }
       await context.guard(context.device.queue.onSubmittedWorkDone());
-      const walls = [];
-      for (let run = -2; run < runs; run += 1) { // the first ones warm up the driver and the pacer
-        const start = performance.now();
-        await executor.run();
-        if (run >= 0) walls.push(performance.now() - start);
-      }
-      const wall = median(walls);
+      await executor.run(); // the first ones warm up the driver and the pacer
+      await executor.run();
+      const start = performance.now();
+      for (let run = 0; run < runs; run += 1) await executor.run({ wait: false }); // as the steps of a picture follow
+      await executor.settle();
+      const wall = (performance.now() - start) / runs;
       const once = wall < 2000; // one submit of all of it is safe to make
-      const gpu = once ? median([await watch.time(executor.steps), await watch.time(executor.steps), await watch.time(executor.steps)]) : null;
-      return { ms: wall, gpu_ms: gpu, compile_ms, dispatches: executor.steps.length, peak_bytes: context.peakBytes };
+      const times = [];
+      while (once && times.length < 3) times.push(await watch.time(executor.steps));
+      const gpu = once ? median(times) : null;
+      return { ms: wall, gpu_ms: gpu, gaps: gpu === null ? null : Math.max(0, 1 - gpu / wall), compile_ms, dispatches: executor.steps.length, peak_bytes: context.peakBytes };
     } finally {
       executor.destroy();
     }

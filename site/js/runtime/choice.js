@@ -41,17 +41,19 @@ export function groupsOf(pipelines, parts) {
   const groups = new Map();
   for (const part of parts) {
     const { component } = part.plan;
+    /** @param {Shape} shape */
+    const candidates = ({ dispatch }) => possibleVariants(pipelines.variantsOf(dispatch), pipelines.offer, component)
+      .filter((variant) => variant.default !== false);
     for (const shape of shapesOf(part.plan, part.symbols)) {
       const key = choiceKey(shape.dispatch, component);
       const group = groups.get(key);
       if (!group) {
-        const variants = possibleVariants(pipelines.variantsOf(shape.dispatch), pipelines.offer, component)
-          .filter((variant) => variant.default !== false);
-        groups.set(key, { key, kernel: shape.dispatch.kernel, part, shape, macs: shape.macs, variants });
+        const { macs, dispatch: { kernel } } = shape;
+        groups.set(key, { key, kernel, part, shape, macs, variants: candidates(shape) });
         continue;
       }
       group.macs += shape.macs;
-      if (shape.macs > group.shape.macs) Object.assign(group, { part, shape });
+      if (shape.macs > group.shape.macs) Object.assign(group, { part, shape, variants: candidates(shape) });
     }
   }
   return [...groups.values()].sort((a, b) => b.macs - a.macs);
@@ -116,6 +118,18 @@ class Measurer {
   }
 
   /**
+   * Begin to compile all candidates, side by side.
+   * @param {Group[]} groups
+   */
+  begin(groups) {
+    for (const { shape, variants } of groups) {
+      for (const { variant } of variants) {
+        this.pipelines.get(shape.dispatch, shape.component, variant).catch(() => {}); // the check throws it again
+      }
+    }
+  }
+
+  /**
    * Milliseconds of a shape, the least of two runs.
    * @param {Part} part
    * @param {Shape} shape
@@ -123,7 +137,7 @@ class Measurer {
    * @param {number} repeats
    */
   async time({ plan, tensors }, shape, variant, repeats) {
-    const trial = await openTrial(this.context, this.pipelines, { plan, shape, tensors, variant });
+    const trial = await openTrial(this.context, this.pipelines, { plan, shape, tensors, variant, fill: false });
     try {
       const { steps } = trial.executor;
       const times = [await this.watch.time(steps, repeats), await this.watch.time(steps, repeats)];
@@ -148,7 +162,7 @@ function isSoftware({ facts: { adapter } }) {
  * @param {DeviceContext} context
  * @param {Pipelines} pipelines its `choice` is filled
  * @param {Part[]} parts
- * @param {{signal?: AbortSignal, measurer?: Pick<Measurer, "check" | "time" | "destroy">}} [options] measurer: for tests
+ * @param {{signal?: AbortSignal, measurer?: Pick<Measurer, "begin" | "check" | "time" | "destroy">}} [options] measurer: for tests
  * @returns {Promise<Choice>}
  */
 export async function chooseVariants(context, pipelines, parts, { signal, measurer } = {}) {
@@ -163,6 +177,7 @@ export async function chooseVariants(context, pipelines, parts, { signal, measur
   /** Winner by kernel, of its heaviest group. @type {Map<string, string>} */
   const winners = new Map();
   try {
+    if (!isSoftware(context)) tool.begin(open.filter(({ macs }) => macs >= LEAST_SHARE * total));
     for (const [order, group] of open.entries()) {
       signal?.throwIfAborted();
       const { key, kernel, variants } = group;
@@ -196,12 +211,15 @@ export async function chooseVariants(context, pipelines, parts, { signal, measur
 }
 
 /**
- * Make pipelines follow a choice.
+ * Make pipelines follow a choice. Where a shape's sizes rule the winner out, the next of those that were timed serves.
  * @param {Pipelines} pipelines
  * @param {Choice} choice
  */
 export function applyChoice(pipelines, choice) {
-  for (const [key, variant] of Object.entries(choice.variants)) pipelines.choice.set(key, variant);
+  for (const [key, variant] of Object.entries(choice.variants)) {
+    const others = Object.entries(choice.times[key] ?? {}).filter(([name]) => name !== variant).sort((a, b) => a[1] - b[1]);
+    pipelines.choice.set(key, [variant, ...others.map(([name]) => name)]);
+  }
 }
 
 /**
@@ -253,9 +271,9 @@ async function chooseOne(tool, group, budget, choice) {
   }
   // A candidate that is several times slower on few rows is not worth a long run; the small case decides.
   const fastest = Math.min(...candidates.map(({ ms }) => ms));
-  /** @type {Record<string, number>} */
-  const times = Object.fromEntries(candidates.map(({ variant, ms }) => [variant.variant, ms]));
   const rivals = candidates.filter(({ ms }) => ms <= 4 * fastest);
+  /** @type {Record<string, number>} */
+  const times = Object.fromEntries(rivals.map(({ variant, ms }) => [variant.variant, ms]));
   if (rivals.length > 1) {
     const slot = Math.max(0, budget - spent) / rivals.length / 2;
     const sized = fitting(part, shape, small, fastest, slot);

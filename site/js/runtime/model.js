@@ -301,7 +301,7 @@ export async function loadModel(context, manifestUrl, { pipelines, signal, onPro
   ]);
   const plans = { encoder, modulation, denoiser, decoder };
   for (const name of ALL_COMPONENTS) plans[name] = splitPlan(plans[name], manifest.components[name], limit);
-  const kernels = pipelines.forceVariant ? { summary: `all: ${pipelines.forceVariant}`, rejected: [] }
+  const kernels = pipelines.forceVariant ? { summary: `${pipelines.forceVariant} wherever there is one`, rejected: [] }
     : await choose(context, pipelines, manifest, plans, signal);
   const first = [...COMPONENTS.map((name) => plans[name]), ...uploadDispatches(Object.values(manifest.components))];
   await pipelines.compilePlans(first, signal, reporter(onProgress, "compile", "shaders"));

@@ -67,19 +67,19 @@ function roundsOperands(variant) {
 }
 
 /**
- * The variant to compile: the one asked for, else the one that was chosen on this device (choice.js), else the last
- * one that may be chosen without being asked for.
+ * The variant to compile: the one asked for; else of those found right on this device (choice.js) the first that can
+ * run, else the baseline; where nothing was chosen, the last that may run without being asked for.
  * @param {KernelEntry[]} variants baseline first
  * @param {Offer} offer
- * @param {{component: string, forceVariant?: string, chosen?: string}} policy forceVariant: taken where a kernel has
- *   it, the baseline elsewhere
+ * @param {{component: string, forceVariant?: string, chosen?: string[]}} policy forceVariant: taken where a kernel has
+ *   it, the baseline elsewhere; chosen: best first
  * @returns {KernelEntry}
  */
 export function chooseVariant(variants, offer, { component, forceVariant, chosen }) {
   const possible = possibleVariants(variants, offer, component);
   if (forceVariant) return possible.find((variant) => variant.variant === forceVariant) ?? variants[0];
-  const found = possible.find((variant) => variant.variant === chosen) ??
-    possible.findLast((variant) => variant.default !== false);
+  const [best] = (chosen ?? []).flatMap((name) => possible.filter((variant) => variant.variant === name));
+  const found = best ?? (chosen ? possible[0] : possible.findLast((variant) => variant.default !== false));
   if (found) return found;
   const { kernel, limits: needed } = variants[0];
   throw new BitbrushError("limit-too-low", `kernel ${kernel}: its baseline needs ${show(needed)}, which this device lacks`);
@@ -103,7 +103,7 @@ export class Pipelines {
       const key = optionKey(entry.kernel, entry.options);
       this.variants.set(key, [...(this.variants.get(key) ?? []), entry]);
     }
-    /** Names of variants by `choiceKey`, made on this device. @type {Map<string, string>} */
+    /** Names of variants, best first, by `choiceKey`, made on this device. @type {Map<string, string[]>} */
     this.choice = new Map();
     const limits = /** @type {Record<string, number>} */ (/** @type {unknown} */ (context.device.limits));
     const matrices = context.facts.subgroupMatrixConfigs;

@@ -96,9 +96,10 @@ function soloPlan(plan, { component, dispatch, symbols }, baseline, tensors) {
  * Prepare one dispatch alone. Whoever opens it destroys it; on any error nothing stays allocated.
  * @param {DeviceContext} context
  * @param {Pipelines} pipelines
- * @param {{plan: Plan, shape: Shape, tensors: TensorSizes, variant?: string}} trial variant: in place of the chosen one
+ * @param {{plan: Plan, shape: Shape, tensors: TensorSizes, variant?: string, fill?: boolean}} trial variant: in place
+ *   of the chosen one; fill: with random numbers, else all operands are 0
  */
-export async function openTrial(context, pipelines, { plan, shape, tensors, variant }) {
+export async function openTrial(context, pipelines, { plan, shape, tensors, variant, fill = true }) {
   const [baseline] = pipelines.variantsOf(shape.dispatch);
   const { solo, stored } = soloPlan(plan, shape, baseline, tensors);
   const { queue } = context.device;
@@ -120,7 +121,7 @@ export async function openTrial(context, pipelines, { plan, shape, tensors, vari
       get: (/** @type {Dispatch} */ dispatch, /** @type {string} */ component) => pipelines.get(dispatch, component, variant),
     });
     const executor = await prepare(context, solo, { symbols: {}, tensors: places, pipelines: only, pacer: new Pacer() });
-    for (const binding of baseline.bindings) {
+    for (const binding of fill ? baseline.bindings : []) {
       const contents = contentsOf(binding, options);
       const place = places.get(binding.name);
       const port = executor.ports.get(binding.name);

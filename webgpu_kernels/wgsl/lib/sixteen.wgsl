@@ -28,7 +28,6 @@ fn scale_bits(column: u32, sixteen: u32) -> u32 {
 }
 {% endif %}
 
-{% set stored = {"binary": "u32", "ternary": "u32", "int4": "vec2u", "int8": "vec4u", "f16": "mat2x4f"}[weights] %}
 {% if dense %}
 struct Sixteen {
     a: vec4u,
@@ -40,7 +39,7 @@ fn load_sixteen(column: u32, sixteen: u32) -> Sixteen {
     return Sixteen(weight[at], weight[at + 1u]);
 }
 {% else %}
-alias Sixteen = {{ stored }};
+alias Sixteen = {{ {"int4": "vec2u", "int8": "vec4u"}.get(weights, "u32") }};
 
 fn load_sixteen(column: u32, sixteen: u32) -> Sixteen {
 {% if weights == "binary" %}
