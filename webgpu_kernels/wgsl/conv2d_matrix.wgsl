@@ -40,8 +40,7 @@ var<workgroup> staged: array<vec4u, {{ [area * line + stages * w_stage, subgroup
 
 // Beyond the range of f16 a value becomes the greatest, not infinity.
 fn pairs(value: vec4f) -> vec2u {
-    let four = bitcast<vec2u>(vec4h(clamp(value, vec4f(-65504.0), vec4f(65504.0))));
-    return four;
+    return bitcast<vec2u>(vec4h(clamp(value, vec4f(-65504.0), vec4f(65504.0))));
 }
 
 // Eight channels of what is convolved.

@@ -66,7 +66,9 @@ fn store_four(row: u32, column: u32, channel: u32, sums: vec4f) {
 
 {% macro fetch(step) %}
 {% for i in range(w_loads) %}
-        w{{ i }} = fetch_w(channel + line{{ i }} * 4u, {{ step }} % TAPS, {{ step }} / TAPS * FOURS + part{{ i }});
+        if (part{{ i }} < FOURS) {
+            w{{ i }} = fetch_w(channel + line{{ i }} * 4u, {{ step }} % TAPS, {{ step }} / TAPS * FOURS + part{{ i }});
+        }
 {% endfor %}
 {% endmacro %}
 @compute @workgroup_size(256)
