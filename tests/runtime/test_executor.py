@@ -343,7 +343,7 @@ VARIANTS = [
     {"kernel": "k", "variant": "matrix", "features": ["m"], "limits": {}, "matrix": ["f16", "f32", 16, 8, 16]},
     {"kernel": "k", "variant": "int8", "features": ["dp"], "limits": {}, "converts": {"x": "int8"}, "default": False},
 ]
-MATRICES = [{"componentType": "f16", "resultType": "f32", "M": 16, "N": 8, "K": 16}]
+MATRICES = [{"componentType": "f16", "resultComponentType": "f32", "M": 16, "N": 8, "K": 16}]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class StagedAttention:
     fours: int = 4
     v_keys: int = 16
     p_fours: int = 8
-    prefetch: bool = True
+    prefetch: bool = False
 
     def context(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,16 +20,16 @@ Arrays = dict[str, np.ndarray]
 TILE = Tile(rows=16, columns=8)
 MATRIX_FEATURE = "chromium-experimental-subgroup-matrix"
 # Of the templates, which say what each number is. A tile is `tile_rows` rows of 16 pixels by `tile_columns` channels.
-F32_STAGED = {"operand": "f32", "tile_rows": 8, "tile_columns": 128, "depth": 8, "stages": 2, "prefetch": True}
-F16 = {**F32_STAGED, "operand": "f16", "depth": 16}
+F32_STAGED = {"operand": "f32", "tile_rows": 16, "tile_columns": 64, "depth": 8, "stages": 2, "prefetch": True}
+F16 = {"operand": "f16", "tile_rows": 8, "tile_columns": 128, "depth": 16, "stages": 1, "prefetch": True}
 MATRIX_F16 = {
-    "tile_rows": 8,
+    "tile_rows": 16,
     "tile_columns": 128,
     "sub_rows": 4,
     "sub_columns": 64,
-    "depth": 32,
-    "taps": 1,
-    "stages": 2,
+    "depth": 16,
+    "taps": 3,
+    "stages": 1,
     "prefetch": False,
 }
 NORMS = ("none", "affine", "affine_silu")

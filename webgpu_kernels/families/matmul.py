@@ -21,8 +21,9 @@ F32_STAGED = {
     "depth": 16,
     "stages": 1,
     "fused": False,
+    "unroll": 4,
 }
-F16 = {**F32_STAGED, "operand": "f16", "depth": 32}
+F16 = {**F32_STAGED, "operand": "f16", "depth": 32, "unroll": 1}
 INT8 = {**F32_STAGED, "operand": "int8", "depth": 64}
 MATRIX_F16 = {
     "operand": "f16",

@@ -1,7 +1,8 @@
 {{ "enable f16;" if operand == "f16" }}
 {{ "requires packed_4x8_integer_dot_product;" if operand == "int8" }}
 {# `operand` is what is staged, "f32", "f16" or "int8" (x converted before, with a scale a row and 128 columns); `depth`
-   the elements of K staged at once; `stages` the number of buffers that they go to by turns; tiles are multiples of 64. #}
+   the elements of K staged at once; `stages` the number of buffers that they go to by turns; `unroll` the lines of a
+   turn of the inner loop; tiles are multiples of 64. #}
 {% set lines = depth // 4 if operand == "int8" else depth %}
 {% set blocks = lines // 4 %}
 {% set row_quads = tile_rows // 64 %}
@@ -81,12 +82,14 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
         // The next slice of K comes while this one is multiplied; after the last one it comes again, unused.
         let next = min(step + 1u, STEPS - 1u);
 {{ fetch("next") -}}
-        for (var line = 0u; line < {{ lines }}u; line++) {
+        for (var line = 0u; line < {{ "lines" if unroll > 1 else "%du" % lines }}; line += {{ unroll }}u) {
+{% for u in range(unroll) %}
+            {
 {% for q in range(row_quads) %}
-            let x{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_x[{{ stage_at(x_line) }}line * {{ x_line }}u + {{ 16 * q }}u + down]);
+            let x{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_x[{{ stage_at(x_line) }}(line + {{ u }}u) * {{ x_line }}u + {{ 16 * q }}u + down]);
 {% endfor %}
 {% for q in range(column_quads) %}
-            let w{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_w[{{ stage_at(w_line) }}line * {{ w_line }}u + {{ 16 * q }}u + across]);
+            let w{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_w[{{ stage_at(w_line) }}(line + {{ u }}u) * {{ w_line }}u + {{ 16 * q }}u + across]);
 {% endfor %}
 {% for r in range(4 * row_quads) %}
 {% for q in range(column_quads) %}
@@ -99,6 +102,8 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
             sum{{ r }}_{{ q }} += {{ value }} * w{{ q }};
 {% endif %}
 {% endfor %}
+{% endfor %}
+            }
 {% endfor %}
         }
 {% if stages == 1 %}
@@ -141,6 +146,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
         }
         return;
     }
+{% endif %}
+{% if unroll > 1 %}
+    // A number that the compiler does not know, so that it unrolls no further: registers would not suffice.
+    let lines = select({{ lines }}u, 0u, params.rows == 0u);
 {% endif %}
     // 32 threads in a row take 8 by 4 places, so that few addresses are read at a time.
     let across = thread / 32u % 2u * 8u + thread % 8u;

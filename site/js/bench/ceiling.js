@@ -55,20 +55,20 @@ const DOTS = {
 };
 
 /** @param {import("../runtime/device.js").MatrixConfig} config @param {number} subgroup threads */
-function matrices({ componentType, resultType, M, N, K }, subgroup) {
+function matrices({ componentType, resultComponentType, M, N, K }, subgroup) {
   const packed = componentType === "i8";
   const size = Math.max(M * K, K * N, M * N);
   const subgroups = THREADS / subgroup;
   const load = (kind, a, b, stride) => `subgroupMatrixLoad<subgroup_matrix_${kind}<${componentType}, ${a}, ${b}>>(&tile, 0, ${
     kind === "right"}, ${packed ? stride / 4 : stride})`;
-  const result = `subgroup_matrix_result<${resultType}, ${N}, ${M}>`;
+  const result = `subgroup_matrix_result<${resultComponentType}, ${N}, ${M}>`;
   return {
     macs: M * N * K * 8 * LOOPS * subgroups,
     code: shader({
       enable: `enable chromium_experimental_subgroup_matrix; enable subgroups;${packed ? "" : " enable f16;"}
 diagnostic(off, chromium.subgroup_matrix_uniformity);`,
       globals: `var<workgroup> tile: array<${packed ? "i32" : componentType}, ${packed ? size / 4 : size}>;
-var<workgroup> out: array<${resultType}, ${M * N * subgroups}>;`,
+var<workgroup> out: array<${resultComponentType}, ${M * N * subgroups}>;`,
       setup: `for (var at = local; at < ${packed ? size / 4 : size}; at += ${THREADS}u) { tile[at] = ${
         packed ? "bitcast<i32>(seed) ^ i32(at)" : `${componentType}(seed)`}; }
     workgroupBarrier();
@@ -122,7 +122,7 @@ export async function measureCeilings(context) {
   const subgroup = device.adapterInfo?.subgroupMaxSize ?? 32;
   for (const [name, component, result] of [["matrix_f16", "f16", "f32"], ["matrix_int8", "i8", "i32"]]) {
     const fitting = features.has("chromium-experimental-subgroup-matrix") ? facts.subgroupMatrixConfigs.filter((config) =>
-      config.componentType === component && config.resultType === result) : [];
+      config.componentType === component && config.resultComponentType === result) : [];
     fitting.sort((a, b) => b.M * b.N * b.K - a.M * a.N * a.K);
     if (fitting.length) kinds[name] = matrices(fitting[0], subgroup);
   }

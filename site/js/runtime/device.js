@@ -22,7 +22,7 @@ const WANTED_FEATURES = /** @type {GPUFeatureName[]} */ ([
 
 /**
  * @typedef {{vendor: string, architecture: string, device: string, description: string, fallback: boolean}} AdapterFacts
- * @typedef {{componentType: string, resultType: string, M: number, N: number, K: number}} MatrixConfig
+ * @typedef {{componentType: string, resultComponentType: string, M: number, N: number, K: number}} MatrixConfig
  *   sizes and types of matrices that a subgroup multiplies
  * @typedef {{adapter: AdapterFacts, features: string[], limits: Record<string, number>,
  *   subgroupMatrixConfigs: MatrixConfig[]}} ProbeResult
@@ -65,8 +65,8 @@ function pickLimits(limits) {
  */
 function matrixConfigs(info) {
   const { subgroupMatrixConfigs = [] } = /** @type {{subgroupMatrixConfigs?: MatrixConfig[]}} */ (info);
-  return Array.from(subgroupMatrixConfigs, ({ componentType, resultType, M, N, K }) =>
-    ({ componentType, resultType, M, N, K }));
+  return Array.from(subgroupMatrixConfigs, ({ componentType, resultComponentType, M, N, K }) =>
+    ({ componentType, resultComponentType, M, N, K }));
 }
 
 /**

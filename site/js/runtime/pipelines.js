@@ -57,7 +57,7 @@ export function possibleVariants(variants, { features, limits, matrices = [], la
     (variant.language_features ?? []).every((feature) => language.has(feature)) &&
     Object.entries(variant.limits).every(([name, needed]) => (limits[name] ?? 0) >= needed) &&
     (!variant.matrix || matrices.some((config) => String(variant.matrix) ===
-      String([config.componentType, config.resultType, config.M, config.N, config.K]))) &&
+      String([config.componentType, config.resultComponentType, config.M, config.N, config.K]))) &&
     !(component === "encoder" && roundsOperands(variant)));
 }
 
