@@ -26,6 +26,7 @@ const [, , webgpu, requestFile] = process.argv;
 const { create, globals } = await import(pathToFileURL(`${webgpu}/index.js`).href);
 Object.assign(globalThis, globals);
 const gpu = create([]); // must stay referenced: Dawn's binding crashes once it is collected
+Object.defineProperty(globalThis, "navigator", { value: { gpu }, configurable: true }); // as in a browser
 
 const request = JSON.parse(await readFile(requestFile, "utf8"));
 const { rows, columns, text_tokens: textTokens } = request;
