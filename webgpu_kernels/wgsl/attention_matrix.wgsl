@@ -73,8 +73,8 @@ fn load_v(head: u32, row: u32, vector: u32) -> vec4f {
 next{{ n }} = load_{{ operand }}({{ head }}, {{ first }} + {{ n * stage_rows }}u + thread_row, {{ part }} * {{ fours }}u + thread_four);
 {% endfor %}
 {% endmacro %}
-{# v is transposed on its way, four keys by four channels a thread, since matrices of the right side are read right from
-   columns alone: stored by rows they came transposed from Chromium 156 on an NVIDIA card. #}
+{# v is transposed on its way, four keys by four channels a thread, so that all right sides are read by columns: a shader
+   that read k by columns and v by rows got v's 16 x 16 blocks transposed from Chromium 156 on an NVIDIA card. #}
 {% macro load_block(first, part) %}
 {% for n in range(loads) %}
 next{{ n }} = load_v(kv_head, {{ first }} + 4u * v_four{{ n // 4 }} + {{ n % 4 }}u, {{ part }} * {{ fours }}u + v_vector{{ n // 4 }});
