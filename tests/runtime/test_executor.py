@@ -362,6 +362,7 @@ MATRICES = [{"componentType": "f16", "resultComponentType": "f32", "M": 16, "N":
         (["dp"], 256, {}, "baseline"),  # not by default
         (["dp"], 256, {"forceVariant": "int8"}, "int8"),
         (["dp"], 256, {"forceVariant": "int8", "component": "encoder"}, "baseline"),
+        (["dp"], 256, {"forceVariant": "int8", "component": "decoder"}, "baseline"),
         (["shader-f16"], 1024, {"chosen": ["wide"]}, "wide"),
         ([], 1024, {"chosen": ["f16", "wide"]}, "wide"),  # the sizes rule the winner out
         ([], 1024, {"chosen": ["f16"]}, "baseline"),

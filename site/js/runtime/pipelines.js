@@ -58,12 +58,18 @@ export function possibleVariants(variants, { features, limits, matrices = [], la
     Object.entries(variant.limits).every(([name, needed]) => (limits[name] ?? 0) >= needed) &&
     (!variant.matrix || matrices.some((config) => String(variant.matrix) ===
       String([config.componentType, config.resultComponentType, config.M, config.N, config.K]))) &&
-    !(component === "encoder" && roundsOperands(variant)));
+    !(component === "encoder" && roundsOperands(variant)) &&
+    !(component === "decoder" && converts(variant))); // its few products are not worth the memory
+}
+
+/** @param {KernelEntry} variant */
+function converts(variant) {
+  return Object.keys(variant.converts ?? {}).length > 0;
 }
 
 /** @param {KernelEntry} variant */
 function roundsOperands(variant) {
-  return variant.features.includes("shader-f16") || Object.keys(variant.converts ?? {}).length > 0;
+  return variant.features.includes("shader-f16") || converts(variant);
 }
 
 /**
