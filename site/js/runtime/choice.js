@@ -215,6 +215,7 @@ export function applyChoice(pipelines, choice) {
     const others = Object.entries(choice.times[key] ?? {}).filter(([name]) => name !== variant).sort((a, b) => a[1] - b[1]);
     pipelines.choice.set(key, [variant, ...others.map(([name]) => name)]);
   }
+  pipelines.isChosen = true;
 }
 
 /**

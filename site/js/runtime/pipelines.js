@@ -74,7 +74,7 @@ function roundsOperands(variant) {
 
 /**
  * The variant to compile: the one asked for; else of those found right on this device (choice.js) the first that can
- * run, else the baseline; where nothing was chosen, the last that may run without being asked for.
+ * run, else the baseline; where nothing was chosen, the last that may run without being asked for and converts nothing.
  * @param {KernelEntry[]} variants baseline first
  * @param {Offer} offer
  * @param {{component: string, forceVariant?: string, chosen?: string[]}} policy forceVariant: taken where a kernel has
@@ -85,7 +85,8 @@ export function chooseVariant(variants, offer, { component, forceVariant, chosen
   const possible = possibleVariants(variants, offer, component);
   if (forceVariant) return possible.find((variant) => variant.variant === forceVariant) ?? variants[0];
   const [best] = (chosen ?? []).flatMap((name) => possible.filter((variant) => variant.variant === name));
-  const found = best ?? (chosen ? possible[0] : possible.findLast((variant) => variant.default !== false));
+  const usual = possible.filter((variant) => variant.default !== false && !converts(variant));
+  const found = best ?? (chosen ? possible[0] : usual.at(-1));
   if (found) return found;
   const { kernel, limits: needed } = variants[0];
   throw new BitbrushError("limit-too-low", `kernel ${kernel}: its baseline needs ${show(needed)}, which this device lacks`);
@@ -111,6 +112,8 @@ export class Pipelines {
     }
     /** Names of variants, best first, by `choiceKey`, made on this device. @type {Map<string, string[]>} */
     this.choice = new Map();
+    /** Whether a choice was made: what it does not name takes the baseline. */
+    this.isChosen = false;
     const limits = /** @type {Record<string, number>} */ (/** @type {unknown} */ (context.device.limits));
     const matrices = context.facts.subgroupMatrixConfigs;
     /** @type {Offer} */
@@ -144,7 +147,7 @@ export class Pipelines {
    * @param {string} [variant] instead of the one that was chosen or forced, where the kernel has it
    */
   entryOf(dispatch, component, variant = this.forceVariant) {
-    const unknown = this.choice.size > 0 ? [] : undefined; // what was not checked does not run beside what was
+    const unknown = this.isChosen ? [] : undefined; // what was not checked does not run beside what was
     const chosen = this.choice.get(choiceKey(dispatch, component)) ?? unknown;
     return chooseVariant(this.variantsOf(dispatch), this.offer, { component, forceVariant: variant, chosen });
   }
