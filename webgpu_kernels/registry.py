@@ -20,6 +20,8 @@ Expression = Any  # int | float | name | [operator, ...]; see exporter/expressio
 
 Groups = tuple[Expression, Expression, Expression]
 
+MATRIX_FEATURE = "chromium-experimental-subgroup-matrix"  # of a device: subgroup matrices
+
 DTYPES = {"f32": np.float32, "u32": np.uint32}
 
 

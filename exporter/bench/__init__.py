@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from exporter.bench.arguments import MODELS
-from exporter.bench.measure import Measured, Wanted, is_software, measure_kernels, measure_wholes, opened, write_site
+from exporter.bench.measure import Measured, Wanted, measure_kernels, measure_wholes, opened, write_site
 from exporter.bench.peers import measure_peers, write_peers
 from exporter.bench.shapes import shapes_of
 from exporter.bench.table import lines_of
@@ -56,7 +56,7 @@ def run(wanted: Wanted, cache: Path) -> Measured:
         found = Measured(facts, page.evaluate("bench.ceilings()"))
         for model in wanted.models:
             measure_kernels(page, model, wanted, found)
-            if wanted.whole and model != "matmul" and not (model == "klein-4b" and is_software(facts)):
+            if wanted.whole and model != "matmul" and not (model == "klein-4b" and facts["software"]):
                 measure_wholes(page, model, wanted, found)
         if wanted.peers:
             measure_peers(page, wanted, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -96,12 +95,6 @@ def opened(site: Path, adapter: str, variant: str | None, all_features: bool) ->
             if "adapter" in line or "WebGPU" in line:
                 raise NoBrowser(f"bench: {line}") from error
             raise BitbrushError(f"bench: expected the page to finish, found: {line}") from error
-
-
-def is_software(facts: dict[str, Any]) -> bool:
-    """Whether a CPU computes."""
-    adapter = facts["adapter"]
-    return bool(adapter["fallback"]) or "swiftshader" in json.dumps(adapter).lower()
 
 
 def shape_text(op: dict[str, Any]) -> str:

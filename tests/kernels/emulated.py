@@ -16,11 +16,11 @@ from exporter.expressions import evaluate
 from webgpu_kernels import Case, Rendered, render
 from webgpu_kernels.families.attention import MatrixAttention
 
-# Small tiles, since software adapters have little workgroup memory: one of two fragments a subgroup and two buffers,
-# one of two rows of fragments and a single buffer.
+# Small tiles, since software adapters have little workgroup memory: one of two fragments a subgroup, one of two rows of
+# fragments.
 TILES = (
-    {"tile_rows": 32, "tile_columns": 32, "sub_rows": 16, "sub_columns": 32, "stages": 2},
-    {"tile_rows": 32, "tile_columns": 32, "sub_rows": 32, "sub_columns": 16, "stages": 1},
+    {"tile_rows": 32, "tile_columns": 32, "sub_rows": 16, "sub_columns": 32},
+    {"tile_rows": 32, "tile_columns": 32, "sub_rows": 32, "sub_columns": 16},
 )
 
 FUNCTIONS = """
@@ -89,27 +89,22 @@ ATTENTION_REPLACED = {
     r"subgroupMatrixStore<row_major>\(&scores, ": "store_scores(",
     r"subgroup_matrix_result<f32, 16, 16>": "array<f32, 8>",
 }
-ATTENTION_FUNCTIONS = """
+# sum += left · right, with left by rows and right by columns, as they are staged.
+ADD = """
+fn add_NAME(sum: ptr<function, array<f32, 8>>, left: vec2u, right: vec2u) {
+    for (var n = 0u; n < 128u; n++) {
+        let i = n / 8u;
+        let column = own_lane % 2u * 8u + n % 8u;
+        let value = LEFT[left.x + own_lane / 2u * left.y + i / 4u][i % 4u];
+        (*sum)[n % 8u] += f32(value) * f32(RIGHT[right.x + column * right.y + i / 4u][i % 4u]);
+    }
+}
+"""
+ATTENTION_FUNCTIONS = f"""
 var<private> own_lane: u32;
-
-fn add_scores(sum: ptr<function, array<f32, 8>>, left: vec2u, right: vec2u) {
-    for (var n = 0u; n < 128u; n++) {
-        let i = n / 8u;
-        let key = own_lane % 2u * 8u + n % 8u;
-        let value = staged_q[left.x + own_lane / 2u * left.y + i / 4u][i % 4u];
-        (*sum)[n % 8u] += f32(value) * f32(staged_k[right.x + key * right.y + i / 4u][i % 4u]);
-    }
-}
-
-fn add_values(sum: ptr<function, array<f32, 8>>, left: vec2u, right: vec2u) {
-    for (var n = 0u; n < 128u; n++) {
-        let i = n / 8u;
-        let channel = own_lane % 2u * 8u + n % 8u;
-        let weight = weights[left.x + own_lane / 2u * left.y + i / 4u][i % 4u];
-        (*sum)[n % 8u] += f32(weight) * f32(staged_v[right.x + channel * right.y + i / 4u][i % 4u]);
-    }
-}
-
+{ADD.replace("NAME", "scores").replace("LEFT", "staged_q").replace("RIGHT", "staged_k")}
+{ADD.replace("NAME", "values").replace("LEFT", "weights").replace("RIGHT", "staged_v")}"""
+ATTENTION_FUNCTIONS += """
 fn store_scores(at: u32, sum: array<f32, 8>, stride: u32) {
     var own = sum;
     for (var c = 0u; c < 8u; c++) {

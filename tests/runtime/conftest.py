@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from exporter.packages import ROOT, node_package
+from exporter.publish import write_kernels
 
 PAGE = "<!doctype html><meta charset=utf-8><title>runtime</title>"
 # Arrays cross the border as base64: JSON has no NaN and loses what kind of number they are.
@@ -57,6 +58,14 @@ def site_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def site_url(site_folder: Path, local_server: Callable[[Path], str]) -> str:
     return local_server(site_folder)
+
+
+def copy_with_kernels(site_folder: Path, folder: Path, plan: dict[str, Any]) -> Path:
+    """`folder`, made: the runtime's files with the kernels that a plan needs."""
+    shutil.copytree(site_folder, folder)
+    (folder / "kernels").mkdir()
+    write_kernels(folder / "kernels", [plan])
+    return folder
 
 
 @contextmanager

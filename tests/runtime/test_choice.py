@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from exporter.website import write_kernels
-from tests.runtime.conftest import open_page
+from tests.runtime.conftest import copy_with_kernels, open_page
 
 N, K, ROWS = 256, 128, 512
 
@@ -150,10 +148,7 @@ def test_a_kernels_light_shapes_take_its_winner_unless_it_is_wrong_there(calcula
 @pytest.fixture(scope="module")
 def kernels_site(site_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runtime with a kernel index whose second variant has a mistake in its shader."""
-    folder = tmp_path_factory.mktemp("choice")
-    shutil.copytree(site_folder, folder, dirs_exist_ok=True)
-    (folder / "kernels").mkdir(exist_ok=True)
-    write_kernels(folder / "kernels", [PLAN])
+    folder = copy_with_kernels(site_folder, tmp_path_factory.mktemp("choice") / "site", PLAN)
     entries = json.loads((folder / "kernels" / "index.json").read_text("utf-8"))
     kept = []
     for entry in (one for one in entries if one["variant"] == "f32"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
-from exporter.website import write_kernels
-from tests.runtime.conftest import array, open_page
+from tests.runtime.conftest import array, copy_with_kernels, open_page
 from tests.runtime.test_executor import text
 from webgpu_kernels.weights import dense, random_weights
 
@@ -107,10 +105,7 @@ def test_products_convert_what_they_read_once(
     local_server: Callable[[Path], str],
     tmp_path: Path,
 ) -> None:
-    folder = tmp_path / "site"
-    shutil.copytree(site_folder, folder)
-    (folder / "kernels").mkdir()
-    write_kernels(folder / "kernels", [PLAN])
+    folder = copy_with_kernels(site_folder, tmp_path / "site", PLAN)
     weights = {name: random_weights(*shape, group=128, seed=n) for n, (name, shape) in enumerate(SHAPES.items())}
     matrix = {name: dense(kind, weights[name], n, k, 128) for name, (kind, n, k) in SHAPES.items()}
     x = np.random.default_rng(7).standard_normal((rows, K)).astype(np.float32)

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
-from exporter.website import write_kernels
-from tests.runtime.conftest import array, open_page
+from tests.runtime.conftest import array, copy_with_kernels, open_page
 
 N, K, ROWS = 24, 32, 5
 
@@ -102,11 +100,7 @@ def kernel_site(
     site_folder: Path, local_server: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory
 ) -> str:
     """The runtime's files with the kernels that the plan of this test needs."""
-    folder = tmp_path_factory.mktemp("kernels") / "site"
-    shutil.copytree(site_folder, folder)
-    (folder / "kernels").mkdir(exist_ok=True)
-    write_kernels(folder / "kernels", [PLAN])
-    return local_server(folder)
+    return local_server(copy_with_kernels(site_folder, tmp_path_factory.mktemp("kernels") / "site", PLAN))
 
 
 @pytest.fixture

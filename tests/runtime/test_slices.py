@@ -1,6 +1,5 @@
 """Dispatches too long for a slow adapter run in parts that compute the same."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
-from exporter.website import write_kernels
-from tests.runtime.conftest import array, open_page
+from tests.runtime.conftest import array, copy_with_kernels, open_page
 from tests.runtime.test_executor import SETUP, linear, text
 
 ROWS, SIZE = 300, 64  # three parts, the last one not whole
@@ -59,11 +57,7 @@ RUN = """async ([plan, arrays, rows, x, longest]) => {
 def kernel_site(
     site_folder: Path, local_server: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory
 ) -> str:
-    folder = tmp_path_factory.mktemp("kernels") / "site"
-    shutil.copytree(site_folder, folder)
-    (folder / "kernels").mkdir(exist_ok=True)
-    write_kernels(folder / "kernels", [PLAN])
-    return local_server(folder)
+    return local_server(copy_with_kernels(site_folder, tmp_path_factory.mktemp("kernels") / "site", PLAN))
 
 
 def test_parts_of_long_dispatches_compute_what_the_whole_does(browser: Browser, kernel_site: str) -> None:

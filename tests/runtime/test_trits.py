@@ -1,7 +1,6 @@
 """Trits reach the GPU as the codes that they store, wherever shards cut them, through one small buffer."""
 
 import base64
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from playwright.sync_api import Browser, Page
 
 from exporter.publish import EXPAND_TRITS
 from exporter.trits import pack_trits
-from exporter.website import write_kernels
-from tests.runtime.conftest import open_page
+from tests.runtime.conftest import copy_with_kernels, open_page
 
 STAGING = 4 * 2**20 + 16  # bytes: pieces of trits, and how many words they become
 
@@ -62,10 +60,7 @@ SCRIPT = """async ([tensors, shards, bufferBytes, cancel]) => {
 def gpu(
     browser: Browser, site_folder: Path, local_server: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Page]:
-    folder = tmp_path_factory.mktemp("trits") / "site"
-    shutil.copytree(site_folder, folder)
-    (folder / "kernels").mkdir()
-    write_kernels(folder / "kernels", [{"dispatches": [EXPAND_TRITS]}])
+    folder = copy_with_kernels(site_folder, tmp_path_factory.mktemp("trits") / "site", {"dispatches": [EXPAND_TRITS]})
     with open_page(browser, local_server(folder)) as page:
         yield page
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from webgpu_kernels.registry import Binding, Case, Groups, Kernel, Options, Variant, register
+from webgpu_kernels.registry import MATRIX_FEATURE, Binding, Case, Groups, Kernel, Options, Variant, register
 from webgpu_kernels.strided import gather, guarded, scatter
 
 LARGE = 41_000.0  # magnitude that residual streams of the networks reach
@@ -223,7 +223,7 @@ ATTENTION = register(
                 "matrix_f16",
                 "attention_matrix.wgsl",
                 _MATRIX.groups(),
-                features=("shader-f16", "subgroups", "chromium-experimental-subgroup-matrix"),
+                features=("shader-f16", "subgroups", MATRIX_FEATURE),
                 limits={"maxComputeWorkgroupStorageSize": _MATRIX.workgroup_bytes()},
                 matrix=("f16", "f32", 16, 16, 16),
                 context=_MATRIX.context(),

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from webgpu_kernels.grid import Tile
-from webgpu_kernels.registry import Binding, Case, Groups, Kernel, Numbers, Options, Variant, register
+from webgpu_kernels.registry import MATRIX_FEATURE, Binding, Case, Groups, Kernel, Numbers, Options, Variant, register
 from webgpu_kernels.weights import DENSE, dense, random_weights, weight_bindings
 
 Arrays = dict[str, np.ndarray]
 
 TILE = Tile(rows=16, columns=8)
-MATRIX_FEATURE = "chromium-experimental-subgroup-matrix"
 # Of the templates, which say what each number is. A tile is `tile_rows` rows of 16 pixels by `tile_columns` channels.
 F32_STAGED = {"operand": "f32", "tile_rows": 16, "tile_columns": 64, "depth": 8, "stages": 2, "prefetch": True}
 F16 = {"operand": "f16", "tile_rows": 8, "tile_columns": 128, "depth": 16, "stages": 1, "prefetch": True}

@@ -7,20 +7,17 @@ from typing import Any
 import numpy as np
 
 from webgpu_kernels.grid import Tile, threads, tiled
-from webgpu_kernels.registry import Binding, Case, Kernel, Numbers, Options, Variant, register
+from webgpu_kernels.registry import MATRIX_FEATURE, Binding, Case, Kernel, Numbers, Options, Variant, register
 from webgpu_kernels.weights import LOW_BIT, dense, random_weights, weight_bindings
 
 Arrays = dict[str, np.ndarray]
 
 TILE = Tile(rows=8, columns=8)
-MATRIX_FEATURE = "chromium-experimental-subgroup-matrix"
 F32_STAGED = {
     "operand": "f32",
     "tile_rows": 128,
     "tile_columns": 128,
     "depth": 16,
-    "stages": 1,
-    "fused": False,
     "unroll": 4,
 }
 F16 = {**F32_STAGED, "operand": "f16", "depth": 32, "unroll": 1}
@@ -32,7 +29,6 @@ MATRIX_F16 = {
     "sub_rows": 64,
     "sub_columns": 64,
     "depth": 32,
-    "stages": 1,
     "groups": False,
 }
 MATRIX_INT8 = {**MATRIX_F16, "operand": "int8", "depth": 64}
@@ -44,16 +40,12 @@ def _limits(context: dict[str, Any]) -> dict[str, int]:
     """What a variant's tile needs beyond core WebGPU."""
     size = {"f32": 4, "f16": 2, "int8": 1}[context["operand"]]
     lines = context["tile_rows"] + context["tile_columns"]
-    if "sub_rows" not in context:
-        needed = {"maxComputeWorkgroupStorageSize": lines * context["depth"] * size * context["stages"]}
-        return needed if needed["maxComputeWorkgroupStorageSize"] > 16_384 else {}
-    parts = context["tile_rows"] * context["tile_columns"] // (context["sub_rows"] * context["sub_columns"])
-    staged = lines * (context["depth"] * size + 16) * context["stages"]
-    scales = 4 * context["tile_columns"] if size == 1 and not context["groups"] else 0
-    needed = {"maxComputeWorkgroupStorageSize": max(staged, parts * 64 * context["sub_columns"]) + scales}
-    if parts > 8:
-        needed |= {"maxComputeInvocationsPerWorkgroup": 32 * parts, "maxComputeWorkgroupSizeX": 32 * parts}
-    return needed
+    needed = lines * context["depth"] * size
+    if "sub_rows" in context:
+        parts = context["tile_rows"] * context["tile_columns"] // (context["sub_rows"] * context["sub_columns"])
+        needed = max(needed + 16 * lines, parts * 64 * context["sub_columns"])
+        needed += 4 * context["tile_columns"] if size == 1 and not context["groups"] else 0
+    return {"maxComputeWorkgroupStorageSize": needed} if needed > 16_384 else {}
 
 
 def _linear_elements(options: Options) -> dict[str, str]:
@@ -62,17 +54,10 @@ def _linear_elements(options: Options) -> dict[str, str]:
     return {"x": "vec4f", **{"f16": {"weight": "vec2u"}, "f32": {"weight": "vec4f"}}.get(options["weights"], {})}
 
 
-def _matrix_elements(options: Options) -> dict[str, str]:
+def _converted_elements(options: Options) -> dict[str, str]:
+    """Of variants that take converted rows of x."""
     codes = {"int4": {"codes": "vec2u"}, "int8": {"codes": "vec4u"}, "f16": {"weight": "vec4u"}}
     return {"x": "vec4u", "x_scales": "vec2f", **codes.get(options["weights"], {})}
-
-
-def _int8_elements(options: Options) -> dict[str, str]:
-    return {
-        "x": "vec4u",
-        "x_scales": "vec2f",
-        **{"int4": {"codes": "vec2u"}, "int8": {"codes": "vec4u"}}.get(options["weights"], {}),
-    }
 
 
 def _rows(values: np.ndarray, offset: int, stride: int, rows: int, columns: int) -> np.ndarray:
@@ -202,7 +187,7 @@ register(
                 tiled("N", "rows"),
                 limits=_limits(INT8),
                 context=INT8,
-                elements=_int8_elements,
+                elements=_converted_elements,
                 error=2e-2,
                 when={"weights": tuple(LOW_BIT), "aligned": (True,)},
                 multiples={"K": 128, "GROUP": INT8["depth"]},
@@ -216,7 +201,7 @@ register(
                 features=("shader-f16", "subgroups", MATRIX_FEATURE),
                 limits=_limits(MATRIX_F16),
                 context=MATRIX_F16,
-                elements=_matrix_elements,
+                elements=_converted_elements,
                 error=2e-3,
                 when={"weights": ("f16", *LOW_BIT), "aligned": (True,)},
                 multiples={"K": 32},
@@ -230,7 +215,7 @@ register(
                 features=("subgroups", MATRIX_FEATURE),
                 limits=_limits(MATRIX_INT8),
                 context=MATRIX_INT8,
-                elements=_matrix_elements,
+                elements=_converted_elements,
                 error=3e-2,
                 when={"weights": tuple(LOW_BIT), "aligned": (True,)},
                 multiples={"K": 64, "GROUP": 16},
@@ -245,7 +230,7 @@ register(
                 features=("subgroups", MATRIX_FEATURE),
                 limits=_limits(MATRIX_INT8_GROUPS),
                 context=MATRIX_INT8_GROUPS,
-                elements=_matrix_elements,
+                elements=_converted_elements,
                 error=2e-2,
                 when={"weights": tuple(LOW_BIT), "aligned": (True,)},
                 multiples={"K": 128, "GROUP": MATRIX_INT8_GROUPS["depth"]},

@@ -5,7 +5,7 @@ enable chromium_experimental_subgroup_matrix;
 diagnostic(off, chromium.subgroup_matrix_uniformity);
 {# `operand` is what x was converted to, "f16" or "int8"; `groups` says whether that has a scale a row and 128 columns, and
    sums leave the matrices once a group to be scaled, or a scale a row, and W is rounded to a scale a row too; `depth` the elements of K staged at once;
-   `stages` the number of buffers that they go to by turns; `sub_rows` x `sub_columns` what a subgroup computes. #}
+   `sub_rows` x `sub_columns` what a subgroup computes. #}
 {% set fragment_k = 16 if operand == "f16" else 32 %}
 {% set quad = 8 if operand == "f16" else 16 %}
 {% set quads = depth // quad %}
@@ -21,13 +21,12 @@ diagnostic(off, chromium.subgroup_matrix_uniformity);
 {%- endmacro %}
 {% set fragment_rows = sub_rows // 16 %}
 {% set fragment_columns = sub_columns // 16 %}
-{% set stage = (tile_rows + tile_columns) * line %}
 {% set sum_type = "f32" if operand == "f16" else "i32" %}
 {% set dense = weights == "f16" %}
 {% set affine = weights in ("int4", "int8") %}
 {% set subgroups = threads // 32 %}
 {% set band = 4 * sub_columns %}
-{% set size = [stages * stage, subgroups * band] | max %}
+{% set size = [(tile_rows + tile_columns) * line, subgroups * band] | max %}
 {% set bands = [fragment_rows, size // (subgroups * band)] | min %}
 {% set input = "f16" if operand == "f16" else "i8" %}
 // y = x · Wᵀ + bias on matrix units. Operands are {{ operand }}, sums {{ sum_type }}: x converted before, W unpacked into
@@ -126,17 +125,7 @@ fn bytes_of(packed: Sixteen, bits: u32, to_code: f32) -> vec4u {
 {% endif %}
 {% endif %}
 
-fn store_four(row: u32, column: u32, sums: vec4f) {
-    if (row >= params.rows) {
-        return;
-    }
-    let first = params.y_offset + row * params.y_stride + column;
-{% for i in range(4) %}
-    if (column + {{ i }}u < N) {
-        y[first + {{ i }}u] = sums.{{ "xyzw"[i] }}{{ " + bias[column + %du]" % i if bias }};
-    }
-{% endfor %}
-}
+{% include "lib/store_four.wgsl" %}
 
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
@@ -184,10 +173,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     let own_part = subgroup * {{ bands * band }}u + lane;
 {% endif %}
     for (var step = 0u; step < STEPS; step++) {
-        let stage = {{ "(step & 1u) * %du" % stage if stages == 2 else "0u" }};
 {% for i in range(x_loads) %}
         {{ own(i, x_jobs) }}{
-            staged[stage + x_to{{ i }}] = x[x_from{{ i }} + step * {{ quads }}u];
+            staged[x_to{{ i }}] = x[x_from{{ i }} + step * {{ quads }}u];
         }
 {% endfor %}
 {% for i in range(w_loads) %}
@@ -196,16 +184,16 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
             let packed = load_sixteen(w_column{{ i }}, part);
 {% if operand == "f16" %}
             let pairs = pairs_of(packed{{ ", scale_bits(w_column%d, part)" % i if not dense }});
-            staged[stage + w_to{{ i }}] = pairs.a;
-            staged[stage + w_to{{ i }} + 1u] = pairs.b;
+            staged[w_to{{ i }}] = pairs.a;
+            staged[w_to{{ i }} + 1u] = pairs.b;
 {% else %}
-            staged[stage + w_to{{ i }}] = bytes_of(packed{{ ", scale_bits(w_column%d, part), to_code%d" % (i, i) if not groups }});
+            staged[w_to{{ i }}] = bytes_of(packed{{ ", scale_bits(w_column%d, part), to_code%d" % (i, i) if not groups }});
 {% endif %}
         }
 {% endfor %}
         workgroupBarrier();
-        let left_at = stage + sub_row * {{ line }}u;
-        let right_at = stage + ({{ tile_rows }}u + sub_column) * {{ line }}u;
+        let left_at = sub_row * {{ line }}u;
+        let right_at = ({{ tile_rows }}u + sub_column) * {{ line }}u;
 {% for k in range(depth // fragment_k) %}
 {% set at = k * fragment_k // quad %}
 {% for c in range(fragment_columns) %}
@@ -245,10 +233,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {% endfor %}
 {% endfor %}
             workgroupBarrier();
-        }{{ " else {
+        } else {
             workgroupBarrier();
-        }" if stages == 1 }}
-{% elif stages == 1 %}
+        }
+{% else %}
         workgroupBarrier();
 {% endif %}
     }

@@ -1,8 +1,7 @@
 {{ "enable f16;" if operand == "f16" }}
 {{ "requires packed_4x8_integer_dot_product;" if operand == "int8" }}
 {# `operand` is what is staged, "f32", "f16" or "int8" (x converted before, with a scale a row and 128 columns); `depth`
-   the elements of K staged at once; `stages` the number of buffers that they go to by turns; `unroll` the lines of a
-   turn of the inner loop; tiles are multiples of 64. #}
+   the elements of K staged at once; `unroll` the lines of a turn of the inner loop; tiles are multiples of 64. #}
 {% set lines = depth // 4 if operand == "int8" else depth %}
 {% set blocks = lines // 4 %}
 {% set row_quads = tile_rows // 64 %}
@@ -21,20 +20,10 @@
 {% include "lib/outer_" ~ ("bytes" if operand == "int8" else "values") ~ ".wgsl" %}
 
 // Lines of fours of rows and of columns.
-var<workgroup> staged_x: array<{{ element }}, {{ stages * lines * x_line }}>;
-var<workgroup> staged_w: array<{{ element }}, {{ stages * lines * w_line }}>;
+var<workgroup> staged_x: array<{{ element }}, {{ lines * x_line }}>;
+var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
 
-fn store_four(row: u32, column: u32, sums: vec4f) {
-    if (row >= params.rows) {
-        return;
-    }
-    let first = params.y_offset + row * params.y_stride + column;
-{% for i in range(4) %}
-    if (column + {{ i }}u < N) {
-        y[first + {{ i }}u] = sums.{{ "xyzw"[i] }}{{ " + bias[column + %du]" % i if bias }};
-    }
-{% endfor %}
-}
+{% include "lib/store_four.wgsl" %}
 
 {# The jobs of a thread: one is four rows of x or of W by four lines. Eight neighbours take neighbouring rows, so that
    their stores lie side by side, and the next eight the next lines of these rows. #}
@@ -68,11 +57,8 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
 {% endmacro %}
 {% macro put(array, line, kind, i) -%}
 {% for j in range(4) %}
-{{ array }}[{{ stage_at(line) }}(block{{ i }} * 4u + {{ j }}u) * {{ line }}u + four{{ i }}] = {{ kind }}{{ j }}(r{{ i }});
+{{ array }}[(block{{ i }} * 4u + {{ j }}u) * {{ line }}u + four{{ i }}] = {{ kind }}{{ j }}(r{{ i }});
 {% endfor %}
-{%- endmacro %}
-{% macro stage_at(line) -%}
-{{ "(step & 1u) * %du + " % (lines * line) if stages == 2 }}
 {%- endmacro %}
 {% macro slice() %}
 {% for i in range(job_count) %}
@@ -86,18 +72,16 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
 {% for u in range(unroll) %}
             {
 {% for q in range(row_quads) %}
-            let x{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_x[{{ stage_at(x_line) }}(line + {{ u }}u) * {{ x_line }}u + {{ 16 * q }}u + down]);
+            let x{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_x[(line + {{ u }}u) * {{ x_line }}u + {{ 16 * q }}u + down]);
 {% endfor %}
 {% for q in range(column_quads) %}
-            let w{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_w[{{ stage_at(w_line) }}(line + {{ u }}u) * {{ w_line }}u + {{ 16 * q }}u + across]);
+            let w{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_w[(line + {{ u }}u) * {{ w_line }}u + {{ 16 * q }}u + across]);
 {% endfor %}
 {% for r in range(4 * row_quads) %}
 {% for q in range(column_quads) %}
 {% set value = "x%d.%s" % (r // 4, "xyzw"[r % 4]) %}
 {% if operand == "int8" %}
             dots{{ r }}_{{ q }} += vec4i({% for i in range(4) %}dot4I8Packed({{ value }}, w{{ q }}.{{ "xyzw"[i] }}){{ ", " if i < 3 }}{% endfor %});
-{% elif fused %}
-            sum{{ r }}_{{ q }} = fma(vec4f({{ value }}), w{{ q }}, sum{{ r }}_{{ q }});
 {% else %}
             sum{{ r }}_{{ q }} += {{ value }} * w{{ q }};
 {% endif %}
@@ -106,9 +90,7 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
             }
 {% endfor %}
         }
-{% if stages == 1 %}
         workgroupBarrier();
-{% endif %}
 {% endmacro %}
 {% if operand != "int8" %}
 // At most four rows: a thread a column wastes less than a tile.

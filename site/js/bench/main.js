@@ -2,7 +2,7 @@
 // buffers of random numbers. A bench model is plans and tensors' shapes; it has no weights.
 
 import { bandSymbols } from "../runtime/bands.js";
-import { chooseVariants, summaryOf } from "../runtime/choice.js";
+import { chooseVariants, isSoftware, summaryOf } from "../runtime/choice.js";
 import { openDevice } from "../runtime/device.js";
 import { Pacer } from "../runtime/executor.js";
 import { fetchJson } from "../runtime/files.js";
@@ -32,7 +32,7 @@ export async function open(variant) {
   pipelines = await loadPipelines(context, new URL("../../kernels/index.json", import.meta.url).href, variant);
   watch = new Stopwatch(context);
   const { adapter, subgroupMatrixConfigs } = context.facts;
-  return { adapter, subgroupMatrixConfigs, features: [...context.features].sort(),
+  return { adapter, software: isSoftware(context), subgroupMatrixConfigs, features: [...context.features].sort(),
     timestamps: watch.querySet !== null, browser: navigator.userAgent };
 }
 

@@ -24,7 +24,8 @@ import { openTrial, shapesOf } from "./trial.js";
 const FORMAT = 1; // of what is remembered
 const BUDGET_MS = 300; // of GPU time for all timings
 const LEAST_SHARE = 0.03; // of all multiply-adds: a group below it is not timed, it takes its kernel's winner
-const EXACT_ERROR = 1e-4; // relative; of variants that state none
+// Relative; of variants that state none.
+const EXACT_ERROR = 1e-4;
 const SHORT_MS = 0.5;
 const REPEATS = 20;
 const SMALL = { text_tokens: 48, image_tokens: 45, rows: 5, columns: 9 };
@@ -105,7 +106,8 @@ class Measurer {
   async check({ plan, tensors }, shape, variant) {
     const trial = await openTrial(this.context, this.pipelines, { plan, shape, tensors, variant });
     try {
-      await this.watch.time(trial.executor.steps); // drivers finish compiling in the first run
+      // Drivers finish compiling in the first run.
+      await this.watch.time(trial.executor.steps);
       let ms = await this.watch.time(trial.executor.steps);
       if (ms < SHORT_MS) ms = (await this.watch.time(trial.executor.steps, REPEATS)) / REPEATS; // clocks are coarse
       const outputs = [];
@@ -151,8 +153,11 @@ class Measurer {
   }
 }
 
-/** @param {DeviceContext} context */
-function isSoftware({ facts: { adapter } }) {
+/**
+ * Whether a CPU computes.
+ * @param {DeviceContext} context
+ */
+export function isSoftware({ facts: { adapter } }) {
   return adapter.fallback || /swiftshader|llvmpipe/i.test(Object.values(adapter).join(" "));
 }
 
@@ -164,8 +169,18 @@ function isSoftware({ facts: { adapter } }) {
  * @param {{signal?: AbortSignal, measurer?: Pick<Measurer, "begin" | "check" | "time" | "destroy">}} [options] measurer: for tests
  * @returns {Promise<Choice>}
  */
-export async function chooseVariants(context, pipelines, parts, { signal, measurer } = {}) {
-  const groups = groupsOf(pipelines, parts);
+export function chooseVariants(context, pipelines, parts, options = {}) {
+  return chooseAmong(context, pipelines, groupsOf(pipelines, parts), options);
+}
+
+/**
+ * @param {DeviceContext} context
+ * @param {Pipelines} pipelines
+ * @param {Group[]} groups
+ * @param {{signal?: AbortSignal, measurer?: Pick<Measurer, "begin" | "check" | "time" | "destroy">}} options
+ * @returns {Promise<Choice>}
+ */
+async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
   // Where a CPU computes, the other variants take longer to compile than they could save: barriers cost much there.
   const open = isSoftware(context) ? [] : groups.filter(({ variants, macs }) => variants.length > 1 && macs > 0);
   const total = groups.reduce((sum, { macs }) => sum + macs, 0);
@@ -330,7 +345,7 @@ export async function findChoice(context, pipelines, parts, signal) {
     applyChoice(pipelines, known);
     return known;
   }
-  const choice = await chooseVariants(context, pipelines, parts, { signal });
+  const choice = await chooseAmong(context, pipelines, groups, { signal });
   await remember(key, choice);
   return choice;
 }

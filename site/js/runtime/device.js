@@ -110,7 +110,8 @@ export class DeviceContext {
       this.failure = new BitbrushError("device-lost", `the graphics device was lost (${info.reason})${detail}`);
       throw this.failure;
     });
-    this.lost.catch(() => {}); // reported by guard() to whoever waits
+    // Reported by guard() to whoever waits.
+    this.lost.catch(() => {});
     device.addEventListener("uncapturederror", (event) => {
       event.preventDefault();
       this.failure ??= fromGpuError(event.error, "uncaptured");
@@ -165,7 +166,8 @@ export class DeviceContext {
     const errors = await this.guard(Promise.all([
       this.device.popErrorScope(), this.device.popErrorScope(), this.device.popErrorScope(),
     ]));
-    const memory = errors[2]; // pushed first, so popped last; without memory everything after fails validation
+    // Pushed first, so popped last; without memory everything after fails validation.
+    const memory = errors[2];
     if (memory) throw fromGpuError(memory, what);
     if (thrown) throw asBitbrushError(thrown, "bad-bundle", what);
     const other = errors[0] ?? errors[1];
@@ -201,7 +203,7 @@ export class DeviceContext {
    * Wait until the memory of destroyed buffers is back: the driver lets go of it with the end of the next submit.
    * Else what is allocated next would lie beside it.
    */
-  async settle() {
+  async reclaim() {
     if (this.isLost) return;
     this.device.queue.submit([this.device.createCommandEncoder().finish()]);
     await Promise.race([this.device.queue.onSubmittedWorkDone(), this.lost]).catch(() => {}); // guard() reports a loss

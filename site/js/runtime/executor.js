@@ -13,15 +13,18 @@ import { BitbrushError, throwIfAborted } from "./errors.js";
 
 const SLICE_MS = 50;
 const CERTAIN_MS = 10; // a shorter slice is mostly waiting, and tells little of the adapter's rate
-const LEAST_PART = 4e9; // work of a dispatch that is never divided: 12 ms on an adapter 50 times slower than a fast one
-const IN_FLIGHT = 2; // so that the GPU computes one slice while the next is encoded
+// Work of a dispatch that is never divided: 12 ms on an adapter 50 times slower than a fast one.
+const LEAST_PART = 4e9;
+// So that the GPU computes one slice while the next is encoded.
+const IN_FLIGHT = 2;
 
 /**
  * Finds out how much work fits in one short submit on this machine; shared by all executors.
  */
 export class Pacer {
   constructor() {
-    this.budget = 2e8; // about 0.1 s on the slowest adapter met, a software one
+    // About 0.1 s on the slowest adapter met, a software one.
+    this.budget = 2e8;
     /** Least work a millisecond of late. */
     this.rate = Infinity;
     this.leastPart = LEAST_PART;
@@ -227,7 +230,8 @@ export class Executor {
       pass.end();
       device.queue.submit([encoder.finish()]);
       const finished = device.queue.onSubmittedWorkDone();
-      finished.catch(() => {}); // whoever waits for it hears of a lost device
+      // Whoever waits for it hears of a lost device.
+      finished.catch(() => {});
       return { finished };
     });
   }

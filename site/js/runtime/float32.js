@@ -28,7 +28,8 @@ const LOG = Float32Array.of(
   7.0376836292e-2, -1.151461031e-1, 1.167699874e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
   2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
 );
-const LN2_HIGH = fround(0.693359375); // ln 2 in two parts: multiples of the first are exact
+// ln 2 in two parts: multiples of the first are exact.
+const LN2_HIGH = fround(0.693359375);
 const LN2_LOW = fround(-2.12194440e-4);
 const SQRT_HALF = fround(Math.SQRT1_2);
 
@@ -49,7 +50,8 @@ export function log32(x) {
   const word = bits.getUint32(0);
   let exponent = (word >>> 23) - 126;
   bits.setUint32(0, (word & 0x7fffff) | 0x3f000000);
-  let mantissa = bits.getFloat32(0); // x = mantissa * 2^exponent with 0.5 <= mantissa < 1
+  // x = mantissa * 2^exponent with 0.5 <= mantissa < 1
+  let mantissa = bits.getFloat32(0);
   if (mantissa < SQRT_HALF) {
     exponent -= 1;
     mantissa = fround(fround(mantissa - 1) + mantissa);

@@ -189,10 +189,10 @@ export class Model {
     const running = planBytes(this.plans[name], all, (dispatch) => this.pipelines.entryOf(dispatch, name));
     const loading = stagingBytes(this.manifest.components[name]);
     const bytes = this.weights.has(name) ? running : this.weightBytes(name) + Math.max(loading, running);
-    if (this.makeRoom(name, bytes, this.memoryBudget)) await this.context.settle();
+    if (this.makeRoom(name, bytes, this.memoryBudget)) await this.context.reclaim();
     const executor = await this.prepared(name, symbols, options).catch(async (error) => {
       if (error.code !== "out-of-memory" || !this.makeRoom(name, bytes, 0)) throw error;
-      await this.context.settle();
+      await this.context.reclaim();
       this.context.resetPeak(); // what was refused never was in use
       return this.prepared(name, symbols, options);
     });
@@ -200,7 +200,7 @@ export class Model {
       return await body(executor);
     } finally {
       executor.destroy();
-      await this.context.settle();
+      await this.context.reclaim();
     }
   }
 
@@ -232,7 +232,7 @@ export class Model {
     } finally {
       if (!this.keepsEncoder) {
         this.freeWeights("encoder");
-        await this.context.settle();
+        await this.context.reclaim();
       }
     }
   }

@@ -47,7 +47,8 @@ export class Mt19937 {
 
   /** @returns {number} f64 in [0, 1) of 53 bits */
   uniformDouble() {
-    const high = this.random() & 0x1fffff; // the low 53 bits of two draws, the first one on top
+    // The low 53 bits of two draws, the first one on top.
+    const high = this.random() & 0x1fffff;
     return (high * 2 ** 32 + this.random()) / 2 ** 53;
   }
 }

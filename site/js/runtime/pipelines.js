@@ -59,7 +59,8 @@ export function possibleVariants(variants, { features, limits, matrices = [], la
     (!variant.matrix || matrices.some((config) => String(variant.matrix) ===
       String([config.componentType, config.resultComponentType, config.M, config.N, config.K]))) &&
     !(component === "encoder" && roundsOperands(variant)) &&
-    !(component === "decoder" && converts(variant))); // its few products are not worth the memory
+    // Its few products are not worth the memory.
+    !(component === "decoder" && converts(variant)));
 }
 
 /** @param {KernelEntry} variant */
@@ -147,7 +148,8 @@ export class Pipelines {
    * @param {string} [variant] instead of the one that was chosen or forced, where the kernel has it
    */
   entryOf(dispatch, component, variant = this.forceVariant) {
-    const unknown = this.isChosen ? [] : undefined; // what was not checked does not run beside what was
+    // What was not checked does not run beside what was.
+    const unknown = this.isChosen ? [] : undefined;
     const chosen = this.choice.get(choiceKey(dispatch, component)) ?? unknown;
     return chooseVariant(this.variantsOf(dispatch), this.offer, { component, forceVariant: variant, chosen });
   }

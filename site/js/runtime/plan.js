@@ -144,7 +144,8 @@ function checkDispatch(json, index, plan, where) {
   }
   for (const [name, target] of Object.entries(dispatch.bindings)) {
     const here = `${where}, binding ${name}`;
-    if (typeof target === "string") continue; // a tensor; its name is checked when weights are known
+    // A tensor; its name is checked when weights are known.
+    if (typeof target === "string") continue;
     if (isRecord(target) && "tensor" in target) {
       const { tensor, first, rows } = target;
       const whole = Number.isInteger(first) && first >= 0 && Number.isInteger(rows) && rows > 0;

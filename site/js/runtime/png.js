@@ -58,7 +58,8 @@ function textChunk(keyword, text) {
   // tEXt may hold no zero byte and, in Latin-1, no control characters but the line feed.
   if (/^[\n\x20-\x7e\xa0-\xff]*$/.test(text)) return chunk("tEXt", concat(name, latin1(text)));
   const utf8 = new TextEncoder().encode(text.replaceAll("\0", "\ufffd"));
-  return chunk("iTXt", concat(name, Uint8Array.of(0, 0, 0, 0), utf8)); // not compressed, no language, no translation
+  // Not compressed, no language, no translation.
+  return chunk("iTXt", concat(name, Uint8Array.of(0, 0, 0, 0), utf8));
 }
 
 /**
@@ -142,7 +143,8 @@ export async function encodePng({ pixels, width, height, text = {} }) {
   const view = new DataView(header.buffer);
   view.setUint32(0, width);
   view.setUint32(4, height);
-  header.set([8, opaque ? 2 : 6, 0, 0, 0], 8); // 8 bits, RGB or RGBA, deflate, the five filters, not interlaced
+  // 8 bits, RGB or RGBA, deflate, the five filters, not interlaced.
+  header.set([8, opaque ? 2 : 6, 0, 0, 0], 8);
   const data = await pipe(filterRows(raw, width * pixelBytes, pixelBytes), new CompressionStream("deflate"));
   const texts = Object.entries(text).map(([keyword, value]) => textChunk(keyword, value));
   return concat(SIGNATURE, chunk("IHDR", header), ...texts, chunk("IDAT", data), chunk("IEND", new Uint8Array(0)));

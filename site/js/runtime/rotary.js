@@ -67,7 +67,8 @@ export function encoderRotary({ head_size: headSize, theta }, tokens) {
  */
 export function timestepFeatures(timestep, count) {
   const half = count / 2;
-  const time = fround(fround(timestep / 1000) * 1000); // the pipeline divides, the transformer multiplies
+  // The pipeline divides, the transformer multiplies.
+  const time = fround(fround(timestep / 1000) * 1000);
   const decay = fround(-Math.log(10000));
   const features = new Float32Array(count);
   for (let k = 0; k < half; k += 1) {

@@ -54,7 +54,8 @@ export class Stopwatch {
     const [start, end] = new BigUint64Array(staging.getMappedRange().slice(0));
     staging.unmap();
     const elapsed = Number(end - start) / 1e6;
-    return elapsed > 0 && elapsed <= wall ? elapsed : wall; // drivers have been met whose clock stands still
+    // Drivers have been met whose clock stands still.
+    return elapsed > 0 && elapsed <= wall ? elapsed : wall;
   }
 
   destroy() {

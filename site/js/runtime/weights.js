@@ -22,7 +22,8 @@ import { expanderBytes, openExpander } from "./trits.js";
  *   bytes `from` .. `from + length` of a shard and where they go; end: of their piece in the buffer
  */
 
-const BUFFER_BYTES = 256 * 2 ** 20; // some drivers refuse single allocations from 512 MiB
+// Some drivers refuse single allocations from 512 MiB.
+const BUFFER_BYTES = 256 * 2 ** 20;
 const PIECE_BYTES = 4 * 2 ** 20; // whole units of trits
 const PIECES_IN_FLIGHT = 4;
 const SHARDS_AHEAD = 2;
@@ -198,7 +199,8 @@ function partsByShard(places) {
   for (const { buffer, offset, first, rows, bytes, stored } of places) {
     const trits = Boolean(stored.expands_to);
     const [unit, expanded] = trits ? [TRIT_UNIT.bytes, TRIT_UNIT.words * 4] : [1, 1];
-    const begin = first * (bytes / rows); // of the piece in its tensor, as all below in bytes on the GPU
+    // Of the piece in its tensor, as all below in bytes on the GPU.
+    const begin = first * (bytes / rows);
     let at = 0; // of the part in the tensor
     for (const part of stored.parts) {
       const partEnd = at + (part.bytes / unit) * expanded;
@@ -242,6 +244,7 @@ export async function* prefetch(source, indices, signal, onShard) {
       yield [index, await /** @type {Promise<Uint8Array<ArrayBuffer>>} */ (pending.shift())];
     }
   } finally {
-    stop.abort(); // a consumer that stops early leaves no download running
+    // A consumer that stops early leaves no download running.
+    stop.abort();
   }
 }
