@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,17 +15,22 @@ from exporter.bench import Wanted, lines_of
 from exporter.bench.measure import Measured, shape_text, write_site
 from exporter.bench.shapes import pocket_shapes, product_shapes
 from exporter.bench.table import table
+from exporter.packages import ROOT
 
 ARGUMENTS = ["bench", "--adapter", "software", "--model", "matmul", "--product", "9x130x256", "--runs", "1"]
 
 
-def test_the_command_prints_one_table_and_writes_the_same_numbers_as_json(
-    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "BENCH", tmp_path / "bench")
+def bench(*arguments: str) -> str:
+    """What the command prints, in a process of its own, as a user runs it."""
+    command = [sys.executable, str(ROOT / "build.py"), *ARGUMENTS, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_command_prints_one_table_and_writes_the_same_numbers_as_json(tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
-    assert build.main([*ARGUMENTS, "--only", "binary|ternary", "--json", str(file)]) == 0
-    text = capsys.readouterr().out
+    text = bench("--only", "binary|ternary", "--json", str(file))
     assert "adapter: " in text and "SwiftShader" in text and re.search(r"browser: \d+\.", text)
     numbers = json.loads(file.read_text("utf-8"))
     rows = numbers["kernels"]
@@ -37,12 +44,9 @@ def test_the_command_prints_one_table_and_writes_the_same_numbers_as_json(
     assert len([line for line in text.splitlines() if line.startswith("| matmul")]) == len(rows)
 
 
-def test_a_forced_variant_is_measured_alone(
-    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "BENCH", tmp_path / "bench")
-    assert build.main([*ARGUMENTS, "--only", "linear ternary", "--variant", "f32"]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| matmul")]
+def test_a_forced_variant_is_measured_alone() -> None:
+    text = bench("--only", "linear ternary", "--variant", "f32")
+    rows = [line for line in text.splitlines() if line.startswith("| matmul")]
     assert len(rows) == 1 and "| f32 " in rows[0]
 
 
