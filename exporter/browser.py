@@ -35,10 +35,14 @@ QUIET_FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
-HARDWARE_FLAGS = ("--enable-unsafe-webgpu", "--ignore-gpu-blocklist")
-SOFTWARE_FLAGS = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+# Nothing here may show a page features that a visitor's Chrome keeps to itself. Of a switch that comes twice, such as
+# --enable-features, Chromium takes the last alone (Playwright's own list of features comes before and is dropped).
+HARDWARE_FLAGS = ("--ignore-gpu-blocklist",)
+LINUX_FLAGS = ("--enable-features=Vulkan", "--use-angle=vulkan", "--use-vulkan=native")
+UNSAFE_FLAG = "--enable-unsafe-webgpu"
+SOFTWARE_FLAGS = (UNSAFE_FLAG, "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")  # no adapter without
 # Matrices of subgroups, and f16 on Nvidia's Linux driver: what visitors have only where they switch it on.
-FEATURE_FLAGS = ("--enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia",)
+FEATURE_FLAGS = (UNSAFE_FLAG, "--enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia")
 FINE_CLOCK = ("--enable-webgpu-developer-features",)  # timestamps as fine as the GPU's, not in steps of 0.1 ms
 ADAPTERS = ("auto", "software", "hardware")
 
@@ -66,8 +70,7 @@ def flags(adapter: str = "auto", *, headless: bool = True) -> list[str]:
     software = adapter == "software" or (adapter == "auto" and not has_gpu())
     chosen = list(SOFTWARE_FLAGS if software else HARDWARE_FLAGS)
     if not software and sys.platform.startswith("linux"):
-        chosen += ["--enable-features=Vulkan", "--use-angle=vulkan", "--use-vulkan=native"]
-        chosen += ["--disable-vulkan-surface"] if headless else []
+        chosen += [*LINUX_FLAGS, *(["--disable-vulkan-surface"] if headless else [])]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         chosen.append("--no-sandbox")  # Chromium refuses to start its sandbox as root
     return [*chosen, *QUIET_FLAGS]

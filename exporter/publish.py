@@ -134,7 +134,8 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
 
 
 def write_kernels(folder: Path, plans: Iterable[dict[str, Any]]) -> None:
-    """Render every kernel that the plans dispatch, in all its variants, and those that convert what variants take."""
+    """Render every kernel that the plans dispatch, in all its variants, those that convert what variants take, and the
+    one that compares variants."""
     wanted = {
         (dispatch["kernel"], json.dumps(dispatch["options"], sort_keys=True))
         for plan in plans
@@ -148,6 +149,7 @@ def write_kernels(folder: Path, plans: Iterable[dict[str, Any]]) -> None:
         for kind in rendered.variant.converts.values()
     }
     wanted |= {(name, json.dumps(options)) for name, options in (CONVERSIONS[kind] for kind in converted)}
+    wanted.add(("compare", "{}"))
     for name, options in sorted(wanted):
         for rendered in render_all(name, json.loads(options)):
             (folder / rendered.file).write_text(rendered.wgsl, encoding="utf-8", newline="\n")

@@ -66,6 +66,7 @@ def _kernel_cells(row: Row) -> dict[str, str]:
 
 def _whole_cells(row: Row) -> dict[str, str]:
     wall, gpu, gaps = row.get("ms"), row.get("gpu_ms"), row.get("gaps")
+    choosing = row["choice_ms"]
     return {
         "model": row["model"],
         "component": row["component"],
@@ -74,6 +75,7 @@ def _whole_cells(row: Row) -> dict[str, str]:
         "on the GPU": _number(gpu),
         "gaps": "" if gaps is None else f"{100 * gaps:.0f} %",
         "kernels": row["kernels"],
+        "choosing: compile + measure": f"{choosing['compile']:.0f} + {choosing['measure']:.0f} ms",
     }
 
 

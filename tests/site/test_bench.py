@@ -85,11 +85,14 @@ def test_a_report_says_what_failed_and_what_has_no_arithmetic() -> None:
         {**kernel, "variant": "f32", "ms": 2.0, "gb_per_s": 512.0, "share": 0.5},
         {**kernel, "variant": "f16", "error": "no such thing"},
     ]
+    whole = {"model": "m", "component": "c", "size": "64x64", "ms": 5.0, "kernels": "matmul: f16"}
+    found.wholes = [{**whole, "choice_ms": {"compile": 1200.4, "measure": 310}}]
     lines = lines_of(found)
+    assert any("matmul: f16" in line and "1200 + 310 ms" in line for line in lines)
     assert "ceilings: f32 10 TFLOP/s, copy 1e+03 GB/s" in lines
     assert any("512 GB/s" in line and "50 %" in line for line in lines)
     assert any("failed" in line and "f16" in line for line in lines)
-    assert len({len(line) for line in lines if line.startswith("|")}) == 1
+    assert len({len(line) for line in lines if line.startswith("|")}) == 2
     assert table([{"a": "1"}]) == ["| a |", "|---|", "| 1 |"]
 
 

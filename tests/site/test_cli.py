@@ -139,6 +139,22 @@ def test_an_unknown_adapter_is_refused():
         browser.flags("abacus")
 
 
+def test_a_gpu_is_used_as_a_visitors_browser_uses_it_but_for_the_features_asked_for(monkeypatch):
+    for system in ("linux", "darwin", "win32"):
+        monkeypatch.setattr(browser.sys, "platform", system)
+        usual = browser.flags("hardware")
+        assert not any("unsafe" in flag or "dawn" in flag or "swiftshader" in flag for flag in usual)
+        assert ("--enable-features=Vulkan" in usual) == (system == "linux")
+    assert "--enable-unsafe-webgpu" in browser.FEATURE_FLAGS
+
+
+@pytest.mark.parametrize("adapter", ["hardware", "software"])
+def test_no_switch_comes_twice_since_chromium_takes_the_last_alone(monkeypatch, adapter):
+    monkeypatch.setattr(browser.sys, "platform", "linux")
+    every = {*browser.flags(adapter), *browser.FEATURE_FLAGS, *browser.FINE_CLOCK}
+    assert len({flag.split("=")[0] for flag in every}) == len(every)
+
+
 def test_pages_errors_become_the_exit_codes():
     state = {"error": None, "notice": None, "invalid": None}
     for code, kind in (

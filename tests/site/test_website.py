@@ -87,7 +87,7 @@ def test_every_kernel_of_the_plans_is_there_in_all_variants(site):
     assert len(set(found)) == len(found)
     wanted = set()
     plans = [json.loads(path.read_text("utf-8")) for path in site.glob("models/*/*.plan.json")]
-    names = ("expand_trits", {}), *CONVERSIONS.values()
+    names = ("expand_trits", {}), ("compare", {}), *CONVERSIONS.values()
     others = {"dispatches": [{"kernel": name, "options": options} for name, options in names]}
     for plan in [*plans, others]:
         for dispatch in plan["dispatches"]:

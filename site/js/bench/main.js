@@ -8,10 +8,10 @@ import { Pacer } from "../runtime/executor.js";
 import { fetchJson } from "../runtime/files.js";
 import { loadPipelines, possibleVariants } from "../runtime/pipelines.js";
 import { prepare } from "../runtime/prepare.js";
-import { fillRandom } from "../runtime/random.js";
+import { Randoms, fillRandom } from "../runtime/random.js";
 import { bindingLimit, splitPlan } from "../runtime/rows.js";
 import { Stopwatch } from "../runtime/stopwatch.js";
-import { openTrial, shapesOf, tensorSizes } from "../runtime/trial.js";
+import { Scratch, shapesOf, tensorSizes } from "../runtime/trial.js";
 import { placeTensors } from "../runtime/weights.js";
 import { measureCeilings } from "./ceiling.js";
 
@@ -21,6 +21,8 @@ let context;
 let pipelines;
 /** @type {Stopwatch} */
 let watch;
+/** @type {Randoms} */
+let randoms;
 /** Bench models by name: {plans, components, text_tokens}. */
 const models = new Map();
 /** What `list` gave out, by number. */
@@ -31,6 +33,7 @@ export async function open(variant) {
   context = await openDevice(navigator.gpu);
   pipelines = await loadPipelines(context, new URL("../../kernels/index.json", import.meta.url).href, variant);
   watch = new Stopwatch(context);
+  randoms = new Randoms(context);
   const { adapter, subgroupMatrixConfigs } = context.facts;
   return { adapter, software: isSoftware(context), subgroupMatrixConfigs, features: [...context.features].sort(),
     timestamps: watch.querySet !== null, browser: navigator.userAgent };
@@ -100,19 +103,20 @@ const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length
 export async function time(id, variant, { runs = 5, ms = 20 } = {}) {
   const { model, component, shape } = listed[id];
   const { plan } = model.components[component];
-  const trial = await openTrial(context, pipelines, { plan, shape, tensors: model.tensors[component], variant });
+  const scratch = new Scratch(context, pipelines, { plan, tensors: model.tensors[component] });
   try {
-    const { steps, ports } = trial.executor;
+    await scratch.open([shape], randoms);
+    const steps = await scratch.steps(shape, variant);
     const first = await watch.time(steps); // the driver may compile in it
     const again = first > 20 * ms ? first : await watch.time(steps);
     const repeats = Math.max(1, Math.min(200, Math.round(ms / again)));
     const times = [];
     const wanted = again > 50 * ms ? Math.min(runs, 3) : runs;
     while (times.length < wanted) times.push((await watch.time(steps, repeats)) / repeats);
-    const bytes = [...ports.values()].reduce((sum, port) => sum + port.bytes, 0);
+    const bytes = [...scratch.operands(shape).values()].reduce((sum, one) => sum + (one.stored ? 0 : one.bytes), 0);
     return { ms: median(times), least: Math.min(...times), most: Math.max(...times), repeats, bytes };
   } finally {
-    trial.destroy();
+    scratch.destroy();
   }
 }
 
@@ -143,9 +147,8 @@ export async function choose(name, size) {
   const model = await modelOf(name);
   const parts = Object.entries(model.components).map(([component, { plan }]) =>
     ({ plan, tensors: model.tensors[component], symbols: symbolsOf(model, size) }));
-  const began = performance.now();
   const choice = await chooseVariants(context, pipelines, parts);
-  return { ...choice, summary: summaryOf(choice), ms: performance.now() - began };
+  return { ...choice, summary: summaryOf(choice) };
 }
 
 /**

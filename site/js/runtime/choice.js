@@ -1,10 +1,10 @@
 // Which variant of each kernel this device runs: those that it can run are checked against the baseline, wrong ones
 // are dropped, the others are timed on the plans' own shapes. What is found is remembered (remember.js).
 
+import { Measurer } from "./measurer.js";
 import { choiceKey, possibleVariants } from "./pipelines.js";
 import { recall, remember } from "./remember.js";
-import { Stopwatch } from "./stopwatch.js";
-import { openTrial, shapesOf } from "./trial.js";
+import { shapesOf } from "./trial.js";
 
 /**
  * @typedef {import("./device.js").DeviceContext} DeviceContext
@@ -17,18 +17,23 @@ import { openTrial, shapesOf } from "./trial.js";
  *   dispatches that run one variant: the heaviest of them, and what all compute together
  * @typedef {{kernel: string, variant: string, key: string, reason: string}} Rejection
  * @typedef {{variants: Record<string, string>, kernels: Record<string, string[]>, rejected: Rejection[],
- *   times: Record<string, Record<string, number>>}} Choice variants: by choiceKey; kernels: names of each kernel's,
- *   those that do most first; times: milliseconds of what was timed, by choiceKey and variant
+ *   times: Record<string, Record<string, number>>, ms: {compile: number, measure: number}}} Choice variants: by
+ *   choiceKey; kernels: names of each kernel's, those that do most first; times: milliseconds of what was timed, by
+ *   choiceKey and variant; ms: that choosing took
+ * @typedef {Pick<import("./measurer.js").Trials, "check" | "time" | "destroy">} Trials
+ * @typedef {{compile: Measurer["compile"], destroy: () => void,
+ *   open: (source: import("./trial.js").Source, shapes: Shape[]) => Promise<Trials>}} Tool a Measurer, or a test's
  */
 
-const FORMAT = 1; // of what is remembered
+const FORMAT = 2; // of what is remembered
 const BUDGET_MS = 300; // of GPU time for all timings
-const LEAST_SHARE = 0.03; // of all multiply-adds: a group below it is not timed, it takes its kernel's winner
+// Of all multiply-adds: a group below it is not timed, it takes its kernel's winner. Each variant compiled costs time.
+const LEAST_SHARE = 0.1;
 // Relative; of variants that state none.
 const EXACT_ERROR = 1e-4;
-const SHORT_MS = 0.5;
-const REPEATS = 20;
-const SMALL = { text_tokens: 48, image_tokens: 45, rows: 5, columns: 9 };
+const FEW = 3; // runs of a timing, at least
+/** More than a tile of 128 rows and a part of one, in every part of a plan. */
+const SMALL = { text_tokens: 133, image_tokens: 130, rows: 5, columns: 9 };
 
 /**
  * Dispatches by the variant that they share, the heaviest groups first.
@@ -71,89 +76,6 @@ function resized(part, shape, symbols) {
 }
 
 /**
- * Relative error of outputs; Infinity if any is no number.
- * @param {Float32Array[]} found
- * @param {Float32Array[]} expected
- */
-export function relativeError(found, expected) {
-  let [difference, norm] = [0, 0];
-  expected.forEach((values, at) => values.forEach((value, index) => {
-    difference += (found[at][index] - value) ** 2;
-    norm += value ** 2;
-  }));
-  const error = Math.sqrt(difference / (norm || 1));
-  return Number.isNaN(error) ? Infinity : error;
-}
-
-/** Measures variants on one device. */
-class Measurer {
-  /**
-   * @param {DeviceContext} context
-   * @param {Pipelines} pipelines
-   */
-  constructor(context, pipelines) {
-    this.context = context;
-    this.pipelines = pipelines;
-    this.watch = new Stopwatch(context);
-  }
-
-  /**
-   * Outputs and time of a shape.
-   * @param {Part} part
-   * @param {Shape} shape
-   * @param {string} variant
-   */
-  async check({ plan, tensors }, shape, variant) {
-    const trial = await openTrial(this.context, this.pipelines, { plan, shape, tensors, variant });
-    try {
-      // Drivers finish compiling in the first run.
-      await this.watch.time(trial.executor.steps);
-      let ms = await this.watch.time(trial.executor.steps);
-      if (ms < SHORT_MS) ms = (await this.watch.time(trial.executor.steps, REPEATS)) / REPEATS; // clocks are coarse
-      const outputs = [];
-      for (const name of trial.outputs) outputs.push(new Float32Array(await trial.executor.read(name)));
-      return { ms, outputs };
-    } finally {
-      trial.destroy();
-    }
-  }
-
-  /**
-   * Begin to compile all candidates, side by side.
-   * @param {Group[]} groups
-   */
-  begin(groups) {
-    for (const { shape, variants } of groups) {
-      for (const { variant } of variants) {
-        this.pipelines.get(shape.dispatch, shape.component, variant).catch(() => {}); // the check throws it again
-      }
-    }
-  }
-
-  /**
-   * Milliseconds of a shape, the least of two runs.
-   * @param {Part} part
-   * @param {Shape} shape
-   * @param {string} variant
-   * @param {number} repeats
-   */
-  async time({ plan, tensors }, shape, variant, repeats) {
-    const trial = await openTrial(this.context, this.pipelines, { plan, shape, tensors, variant, fill: false });
-    try {
-      const { steps } = trial.executor;
-      const times = [await this.watch.time(steps, repeats), await this.watch.time(steps, repeats)];
-      return { ms: Math.min(...times) / repeats, spent: times[0] + times[1] };
-    } finally {
-      trial.destroy();
-    }
-  }
-
-  destroy() {
-    this.watch.destroy();
-  }
-}
-
-/**
  * Whether a CPU computes.
  * @param {DeviceContext} context
  */
@@ -166,7 +88,7 @@ export function isSoftware({ facts: { adapter } }) {
  * @param {DeviceContext} context
  * @param {Pipelines} pipelines its `choice` is filled
  * @param {Part[]} parts
- * @param {{signal?: AbortSignal, measurer?: Pick<Measurer, "begin" | "check" | "time" | "destroy">}} [options] measurer: for tests
+ * @param {{signal?: AbortSignal, measurer?: Tool}} [options] measurer: for tests
  * @returns {Promise<Choice>}
  */
 export function chooseVariants(context, pipelines, parts, options = {}) {
@@ -177,36 +99,53 @@ export function chooseVariants(context, pipelines, parts, options = {}) {
  * @param {DeviceContext} context
  * @param {Pipelines} pipelines
  * @param {Group[]} groups
- * @param {{signal?: AbortSignal, measurer?: Pick<Measurer, "begin" | "check" | "time" | "destroy">}} options
+ * @param {{signal?: AbortSignal, measurer?: Tool}} options
  * @returns {Promise<Choice>}
  */
 async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
+  const began = performance.now();
   // Where a CPU computes, the other variants take longer to compile than they could save: barriers cost much there.
   const open = isSoftware(context) ? [] : groups.filter(({ variants, macs }) => variants.length > 1 && macs > 0);
   const total = groups.reduce((sum, { macs }) => sum + macs, 0);
   /** @type {Choice} */
-  const choice = { variants: {}, kernels: {}, rejected: [], times: {} };
+  const choice = { variants: {}, kernels: {}, rejected: [], times: {}, ms: { compile: 0, measure: 0 } };
   const tool = measurer ?? new Measurer(context, pipelines);
-  let budget = BUDGET_MS;
-  /** Winner by kernel, of its heaviest group. @type {Map<string, string>} */
-  const winners = new Map();
+  /** @type {(groups: Group[], names: (group: Group) => string[]) => Promise<void>} */
+  const compile = async (some, names) => {
+    const start = performance.now();
+    await tool.compile(some.map((group) => ({ shape: group.shape, variants: names(group) })));
+    choice.ms.compile += performance.now() - start;
+  };
+  const isTimed = (/** @type {Group} */ group) => group.macs >= LEAST_SHARE * total ||
+    group === open.find(({ kernel }) => kernel === group.kernel);
+  const [timed, others] = [open.filter(isTimed), open.filter((group) => !isTimed(group))];
   try {
-    tool.begin(open.filter(({ macs }) => macs >= LEAST_SHARE * total));
-    for (const [order, group] of open.entries()) {
+    await compile(timed, namesOf);
+    let budget = BUDGET_MS;
+    for (const [order, group] of timed.entries()) {
       signal?.throwIfAborted();
-      const { key, kernel, variants } = group;
-      const inherited = winners.get(kernel);
-      const worth = group.macs >= LEAST_SHARE * total || inherited === undefined;
-      if (inherited !== undefined && !worth) {
-        const known = variants.find(({ variant }) => variant === inherited);
-        const name = known && (inherited === variants[0].variant || await isRight(tool, group, known, choice)) ? inherited
-          : variants[0].variant;
-        choice.variants[key] = name;
-        continue;
+      budget -= await chooseOne(tool, group, Math.max(0, budget) / (timed.length - order), choice);
+    }
+    // The best of what the kernel's heaviest group tried that this group has, if it is right here, too.
+    const pair = (/** @type {Group} */ group) => {
+      const [baseline, ...names] = namesOf(group);
+      const heaviest = /** @type {Group} */ (timed.find(({ kernel }) => kernel === group.kernel));
+      const best = orderOf(choice, heaviest.key).find((name) => name === baseline || names.includes(name));
+      return best && best !== baseline ? [baseline, best] : [baseline];
+    };
+    for (const group of others) choice.variants[group.key] = pair(group)[0];
+    const inheriting = others.filter((group) => pair(group).length > 1);
+    await compile(inheriting, pair);
+    for (const group of inheriting) {
+      signal?.throwIfAborted();
+      const small = resized(group.part, group.shape, SMALL);
+      const trials = await tool.open(group.part, [small]);
+      try {
+        const right = await checkAll(trials, group, small, pair(group), choice);
+        choice.variants[group.key] = /** @type {string} */ (Object.keys(right).at(-1));
+      } finally {
+        trials.destroy();
       }
-      const spent = await chooseOne(tool, group, budget / (open.length - order), choice);
-      budget = Math.max(0, budget - spent);
-      winners.set(kernel, choice.variants[key]);
     }
   } finally {
     tool.destroy();
@@ -217,7 +156,18 @@ async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
     choice.kernels[kernel] = [...new Set([...(choice.kernels[kernel] ?? []), name])];
   }
   applyChoice(pipelines, choice);
+  choice.ms.measure = performance.now() - began - choice.ms.compile;
   return choice;
+}
+
+/**
+ * What was timed for a key, the fastest first.
+ * @param {Choice} choice
+ * @param {string} key
+ */
+function orderOf({ variants, times }, key) {
+  const others = Object.entries(times[key] ?? {}).filter(([name]) => name !== variants[key]);
+  return [variants[key], ...others.sort((a, b) => a[1] - b[1]).map(([name]) => name)];
 }
 
 /**
@@ -226,80 +176,76 @@ async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
  * @param {Choice} choice
  */
 export function applyChoice(pipelines, choice) {
-  for (const [key, variant] of Object.entries(choice.variants)) {
-    const others = Object.entries(choice.times[key] ?? {}).filter(([name]) => name !== variant).sort((a, b) => a[1] - b[1]);
-    pipelines.choice.set(key, [variant, ...others.map(([name]) => name)]);
-  }
+  for (const key of Object.keys(choice.variants)) pipelines.choice.set(key, orderOf(choice, key));
   pipelines.isChosen = true;
 }
 
+/** @param {Group} group @returns {string[]} baseline first */
+function namesOf({ variants }) {
+  return variants.map(({ variant }) => variant);
+}
+
 /**
- * Whether a variant computes what the baseline does; else it is reported.
- * @param {Pick<Measurer, "check">} tool
+ * Milliseconds of the variants that compute what the baseline does; others are reported.
+ * @param {Trials} trials
  * @param {Group} group
- * @param {KernelEntry} variant
+ * @param {Shape} small
+ * @param {string[]} names the baseline first
  * @param {Choice} choice
- * @param {{ms: number, outputs: Float32Array[]}} [expected] of the baseline
+ * @returns {Promise<Record<string, number>>}
  */
-async function isRight(tool, { key, kernel, part, shape, variants }, variant, choice, expected) {
-  const small = resized(part, shape, SMALL);
-  const reject = (/** @type {string} */ reason) => {
-    choice.rejected.push({ kernel, variant: variant.variant, key, reason });
-    console.warn(`kernel ${key}: variant ${variant.variant} is left out: ${reason}`);
-    return null;
-  };
-  try {
-    const right = expected ?? await tool.check(part, small, variants[0].variant);
-    const found = await tool.check(part, small, variant.variant);
-    const error = relativeError(found.outputs, right.outputs);
-    const most = variant.error ?? EXACT_ERROR;
-    return error <= most ? found : reject(`expected an error of at most ${most}, found ${error.toPrecision(3)}`);
-  } catch (error) {
-    if (/** @type {{code?: string}} */ (error).code === "device-lost") throw error;
-    return reject(error instanceof Error ? error.message : String(error));
+async function checkAll(trials, { key, kernel, variants }, small, names, choice) {
+  const verdicts = await trials.check(small, names);
+  /** @type {Record<string, number>} */
+  const right = {};
+  for (const [at, name] of names.entries()) {
+    const verdict = verdicts[name];
+    const most = variants.find(({ variant }) => variant === name)?.error ?? EXACT_ERROR;
+    if ("ms" in verdict && (at === 0 || verdict.error <= most)) {
+      right[name] = verdict.ms;
+      continue;
+    }
+    const reason = "failure" in verdict ? verdict.failure
+      : `expected an error of at most ${most}, found ${verdict.error.toPrecision(3)}`;
+    choice.rejected.push({ kernel, variant: name, key, reason });
+    console.warn(`kernel ${key}: variant ${name} is left out: ${reason}`);
   }
+  return right;
 }
 
 /**
  * Check and time the variants of one group.
- * @param {Pick<Measurer, "check" | "time">} tool
+ * @param {Tool} tool
  * @param {Group} group
  * @param {number} budget milliseconds for all its variants
  * @param {Choice} choice gets the winner
  * @returns {Promise<number>} milliseconds spent
  */
 async function chooseOne(tool, group, budget, choice) {
-  const { key, part, shape, variants } = group;
+  const { key, part, shape } = group;
   const small = resized(part, shape, SMALL);
-  const baseline = await tool.check(part, small, variants[0].variant);
-  let spent = 2 * baseline.ms;
-  const candidates = [{ variant: variants[0], ms: baseline.ms }];
-  for (const variant of variants.slice(1)) {
-    const found = await isRight(tool, group, variant, choice, baseline);
-    if (!found) continue;
-    spent += 2 * found.ms;
-    candidates.push({ variant, ms: found.ms });
-  }
-  // A candidate that is several times slower on few rows is not worth a long run; the small case decides.
-  const fastest = Math.min(...candidates.map(({ ms }) => ms));
-  const rivals = candidates.filter(({ ms }) => ms <= 4 * fastest);
-  /** @type {Record<string, number>} */
-  const times = Object.fromEntries(rivals.map(({ variant, ms }) => [variant.variant, ms]));
-  if (rivals.length > 1) {
-    const slot = Math.max(0, budget - spent) / rivals.length / 2;
-    const sized = fitting(part, shape, small, fastest, slot);
-    if (sized) for (const { variant, ms } of rivals) {
-      const estimate = Math.max(ms * (sized.macs / small.macs), 1e-3);
-      const repeats = Math.max(1, Math.min(20, Math.floor(slot / estimate)));
-      const found = await tool.time(part, sized, variant.variant, repeats);
-      times[variant.variant] = found.ms;
-      spent += found.spent;
+  const trials = await tool.open(part, [small, shape]);
+  try {
+    const right = await checkAll(trials, group, small, namesOf(group), choice);
+    let spent = Object.values(right).reduce((sum, ms) => sum + ms, 0);
+    // A candidate that is several times slower on few rows is not worth a long run; the small case decides.
+    const fastest = Math.min(...Object.values(right));
+    const rivals = Object.keys(right).filter((name) => right[name] <= 4 * fastest);
+    const times = Object.fromEntries(rivals.map((name) => [name, right[name]]));
+    const slot = Math.max(0, budget - spent) / rivals.length / FEW;
+    const sized = rivals.length > 1 ? fitting(part, shape, small, fastest, slot) : null;
+    if (sized) {
+      for (const [name, found] of Object.entries(await trials.time(sized, rivals))) {
+        times[name] = found.ms;
+        spent += found.spent;
+      }
     }
+    choice.times[key] = times;
+    choice.variants[key] = rivals.reduce((best, name) => (times[name] < times[best] ? name : best));
+    return spent;
+  } finally {
+    trials.destroy();
   }
-  const names = rivals.map(({ variant }) => variant.variant);
-  choice.times[key] = times;
-  choice.variants[key] = names.reduce((best, name) => (times[name] < times[best] ? name : best));
-  return spent;
 }
 
 /**

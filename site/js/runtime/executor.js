@@ -222,11 +222,7 @@ export class Executor {
     return this.context.scoped(`plan ${this.plan.component}, dispatches ${start} to ${end - 1}`, () => {
       const encoder = device.createCommandEncoder();
       const pass = encoder.beginComputePass();
-      for (const step of this.steps.slice(start, end)) {
-        pass.setPipeline(step.pipeline);
-        pass.setBindGroup(0, step.bindGroup);
-        pass.dispatchWorkgroups(step.groups[0], step.groups[1], step.groups[2]);
-      }
+      encodeSteps(pass, this.steps.slice(start, end));
       pass.end();
       device.queue.submit([encoder.finish()]);
       const finished = device.queue.onSubmittedWorkDone();
@@ -252,5 +248,17 @@ export class Executor {
     this.ports.clear();
     this.steps = [];
     this.inFlight = [];
+  }
+}
+
+/**
+ * @param {GPUComputePassEncoder} pass
+ * @param {Step[]} steps
+ */
+export function encodeSteps(pass, steps) {
+  for (const step of steps) {
+    pass.setPipeline(step.pipeline);
+    pass.setBindGroup(0, step.bindGroup);
+    pass.dispatchWorkgroups(step.groups[0], step.groups[1], step.groups[2]);
   }
 }

@@ -41,7 +41,7 @@ function optionKey(kernel, options) {
  * @param {string} component
  */
 export function choiceKey({ kernel, options }, component) {
-  return `${component === "encoder" ? "encoder " : ""}${optionKey(kernel, options)}`;
+  return `${component} ${optionKey(kernel, options)}`;
 }
 
 /**

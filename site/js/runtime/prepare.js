@@ -29,7 +29,7 @@ const MAX_GROUPS = 65535;
  * Make a plan ready to run at given sizes. On any error nothing stays allocated.
  * @param {DeviceContext} context
  * @param {Plan} plan
- * @param {{symbols: Record<string, number>, tensors: Tensors, pipelines: Pipelines, pacer: Pacer}} inputs
+ * @param {{symbols: Record<string, number>, tensors: Tensors, pipelines: Pick<Pipelines, "get">, pacer: Pacer}} inputs
  *   symbols: a value for each of plan.symbols; what the device decides (bandSymbols) may be left out
  * @returns {Promise<Executor>}
  */

@@ -1,9 +1,9 @@
 // Seeded contents for buffers that stand in for weights and activations: always the same, as large as wanted.
 
 /**
- * @typedef {"normal" | "half" | "words" | "ternary" | "small" | "ones"} Contents
+ * @typedef {"normal" | "half" | "words" | "ternary" | "small" | "ones" | "zeros"} Contents
  *   normal: f32 of deviation 1; half: pairs of f16 of deviation 0.02; words: any bits; ternary: 2-bit codes 0 to 2;
- *   small: u32 below 64; ones: u32
+ *   small: u32 below 64; ones, zeros: u32
  */
 
 /** A prime number of words, so that no two rows of a matrix begin alike. */
@@ -55,7 +55,8 @@ function wordMaker(contents) {
     };
   }
   if (contents === "small") return (next) => Math.floor(64 * next());
-  return contents === "ones" ? () => 1 : (next) => Math.floor(2 ** 32 * next());
+  if (contents === "ones") return () => 1;
+  return contents === "zeros" ? () => 0 : (next) => Math.floor(2 ** 32 * next());
 }
 
 /** @param {Contents} contents */
@@ -84,13 +85,57 @@ export function fillRandom(queue, buffer, offset, bytes, contents) {
   }
 }
 
+const SOURCE_TILES = 4;
+
+/** The same contents, copied on the GPU. Whoever makes it destroys it. */
+export class Randoms {
+  /** @param {import("./device.js").DeviceContext} context */
+  constructor(context) {
+    this.context = context;
+    /** @type {Map<Contents, GPUBuffer>} */
+    this.sources = new Map();
+  }
+
+  /** @param {Contents} contents */
+  source(contents) {
+    let source = this.sources.get(contents);
+    if (!source) {
+      const bytes = 4 * TILE_WORDS * SOURCE_TILES;
+      source = this.context.createBuffer("random", bytes, GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST);
+      this.sources.set(contents, source);
+      fillRandom(this.context.device.queue, source, 0, bytes, contents);
+    }
+    return source;
+  }
+
+  /**
+   * @param {GPUCommandEncoder} encoder
+   * @param {GPUBuffer} buffer
+   * @param {number} bytes from its begin, a multiple of 4
+   * @param {Contents} contents
+   */
+  fill(encoder, buffer, bytes, contents) {
+    const source = this.source(contents);
+    for (let done = 0; done < bytes; done += source.size) {
+      encoder.copyBufferToBuffer(source, 0, buffer, done, Math.min(source.size, bytes - done));
+    }
+  }
+
+  destroy() {
+    for (const source of this.sources.values()) this.context.destroyBuffer(source);
+    this.sources.clear();
+  }
+}
+
 /**
  * What a kernel's operand holds.
  * @param {import("./pipelines.js").KernelBinding} binding
  * @param {Record<string, unknown>} options of the kernel
  * @returns {Contents}
  */
-export function contentsOf({ name, dtype }, options) {
+export function contentsOf({ name, access, dtype }, options) {
+  // What is added to must be seen to be there.
+  if (access !== "read") return options.residual === "accumulate" ? "normal" : "zeros";
   if (dtype === "f32") return "normal";
   if (name === "codes") return options.weights === "ternary" ? "ternary" : "words";
   if (name === "ids") return "small";

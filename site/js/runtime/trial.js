@@ -1,5 +1,5 @@
-// One dispatch of a plan alone, on random operands in buffers of its own: to check a kernel's variants against each
-// other and to time them on the shapes that the plan has.
+// One dispatch of a plan alone, on random operands in buffers that all variants of its kernel share: to check them
+// against each other and to time them on the shapes that the plan has.
 
 import { unrolled } from "./bands.js";
 import { Pacer } from "./executor.js";
@@ -7,7 +7,7 @@ import { evaluate, evaluateCount } from "./expressions.js";
 import { PADDING } from "./layout.js";
 import { roundUp } from "./memory.js";
 import { prepare } from "./prepare.js";
-import { contentsOf, fillRandom } from "./random.js";
+import { contentsOf } from "./random.js";
 import { componentPieces } from "./rows.js";
 import { multiplyAdds } from "./work.js";
 
@@ -20,6 +20,9 @@ import { multiplyAdds } from "./work.js";
  * @typedef {Map<string, {rows: number, bytes: number}>} TensorSizes by the names that plans bind
  * @typedef {{component: string, index: number, dispatch: Dispatch, symbols: Record<string, number>,
  *   sizes: Record<string, number>, macs: number}} Shape one dispatch at fixed sizes; sizes: uniforms and constants
+ * @typedef {{plan: Plan, tensors: TensorSizes}} Source of shapes
+ * @typedef {{bytes: number, contents: import("./random.js").Contents, written: boolean, stored: boolean}} Operand
+ *   stored: a tensor, whose size is always the same
  */
 
 /**
@@ -48,94 +51,138 @@ export function shapesOf(plan, symbols) {
 }
 
 /**
- * A plan of one dispatch whose operands are all inputs and outputs, each as large as what is bound.
- * @param {Plan} plan
+ * The operands of a dispatch by the names of their bindings. Of bindings that have one value, the first one's stands for all.
+ * @param {Source} source
  * @param {Shape} shape
  * @param {import("./pipelines.js").KernelEntry} baseline of the kernel
- * @param {TensorSizes} tensors
  */
-function soloPlan(plan, { component, dispatch, symbols }, baseline, tensors) {
-  /** @type {import("./plan.js").PlanValue[]} */
-  const values = [];
-  /** @type {Map<string, number>} bytes by name */
-  const stored = new Map();
-  /** @type {Record<string, import("./plan.js").Binding>} */
-  const bindings = {};
-  /** @type {Map<number, number>} */
-  const whole = new Map();
-  const where = `plan ${plan.component}, ${dispatch.kernel} alone`;
-  for (const { name, access } of baseline.bindings) {
+function operandsOf({ plan, tensors }, { dispatch, symbols }, baseline) {
+  /** @type {Map<string, Operand>} */
+  const operands = new Map();
+  for (const binding of baseline.bindings) {
+    const { name, access } = binding;
     const target = dispatch.bindings[name];
-    const isValue = typeof target === "number" || (typeof target === "object" && "value" in target);
-    if (!isValue) {
-      const wanted = typeof target === "string" ? target : target?.tensor;
-      const { rows, bytes } = tensors.get(wanted) ?? { rows: 1, bytes: PADDING };
-      const part = typeof target === "object" ? target.rows / rows : 1;
-      stored.set(name, roundUp(Math.max(bytes * part, PADDING), PADDING));
-      bindings[name] = name;
-      continue;
+    if (typeof target === "number" && operands.has(firstOf(dispatch, target))) continue;
+    const stored = typeof target === "string" || (typeof target === "object" && "tensor" in target);
+    let bytes = PADDING;
+    if (stored) {
+      const size = tensors.get(typeof target === "string" ? target : target.tensor) ?? { rows: 1, bytes };
+      bytes = size.bytes * (typeof target === "string" ? 1 : target.rows / size.rows);
+    } else if (target !== undefined) {
+      const expression = typeof target === "number" ? plan.values[target].elements : target.elements;
+      bytes = 4 * evaluateCount(expression, symbols, `plan ${plan.component}, ${dispatch.kernel} alone, ${name}`, 1);
     }
-    const source = plan.values[typeof target === "number" ? target : target.value];
-    const known = typeof target === "number" ? whole.get(target) : undefined;
-    const expression = typeof target === "number" ? source.elements : target.elements;
-    bindings[name] = known ?? values.length;
-    if (known !== undefined) continue;
-    if (typeof target === "number") whole.set(target, values.length);
-    const elements = evaluateCount(expression, symbols, `${where}, ${name}`, 1);
-    values.push({ name, role: access === "read" ? "input" : "output", dtype: source.dtype, elements });
+    const contents = contentsOf(binding, dispatch.options);
+    operands.set(name, { bytes: roundUp(Math.max(bytes, PADDING), PADDING), contents, written: access !== "read", stored });
   }
-  const uniforms = Object.fromEntries(
-    Object.entries(dispatch.uniforms).map(([name, expression]) => [name, evaluate(expression, symbols)]));
-  const alone = { ...dispatch, uniforms, bindings, when: undefined };
-  /** @type {Plan} */
-  const solo = { format: plan.format, component, symbols: [], arenas: 0, values, loops: [], dispatches: [alone] };
-  return { solo, stored };
+  return operands;
 }
 
 /**
- * Prepare one dispatch alone. Whoever opens it destroys it; on any error nothing stays allocated.
- * @param {DeviceContext} context
- * @param {Pipelines} pipelines
- * @param {{plan: Plan, shape: Shape, tensors: TensorSizes, variant?: string, fill?: boolean}} trial variant: in place
- *   of the chosen one; fill: with random numbers, else all operands are 0
+ * The first binding that has a value.
+ * @param {Dispatch} dispatch
+ * @param {number} value
  */
-export async function openTrial(context, pipelines, { plan, shape, tensors, variant, fill = true }) {
-  const [baseline] = pipelines.variantsOf(shape.dispatch);
-  const { solo, stored } = soloPlan(plan, shape, baseline, tensors);
-  const { queue } = context.device;
-  const { options } = shape.dispatch;
-  /** @type {Map<string, TensorPlace>} */
-  const places = new Map();
-  const destroyTensors = () => {
-    for (const { buffer } of places.values()) context.destroyBuffer(buffer);
-    places.clear();
-  };
-  try {
-    await context.scoped("a trial's operands", () => {
-      for (const [name, size] of stored) {
-        const buffer = context.createBuffer("trial", size, GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST);
-        places.set(name, { buffer, offset: 0, size });
-      }
-    });
-    const only = /** @type {Pipelines} */ ({
-      get: (/** @type {Dispatch} */ dispatch, /** @type {string} */ component) => pipelines.get(dispatch, component, variant),
-    });
-    const executor = await prepare(context, solo, { symbols: {}, tensors: places, pipelines: only, pacer: new Pacer() });
-    for (const binding of fill ? baseline.bindings : []) {
-      const contents = contentsOf(binding, options);
-      const place = places.get(binding.name);
-      const port = executor.ports.get(binding.name);
-      if (place) fillRandom(queue, place.buffer, 0, place.size, contents);
-      else if (port?.value.role === "input") fillRandom(queue, port.buffer, 0, port.bytes, contents);
+function firstOf({ bindings }, value) {
+  return /** @type {string} */ (Object.keys(bindings).find((name) => bindings[name] === value));
+}
+
+/** Buffers for the operands of a dispatch, and what runs on them. Whoever makes it destroys it. */
+export class Scratch {
+  /**
+   * @param {DeviceContext} context
+   * @param {Pipelines} pipelines
+   * @param {Source} source
+   */
+  constructor(context, pipelines, source) {
+    this.context = context;
+    this.pipelines = pipelines;
+    this.source = source;
+    /** @type {Map<string, GPUBuffer>} */
+    this.buffers = new Map();
+    /** @type {import("./executor.js").Executor[]} */
+    this.executors = [];
+  }
+
+  /** @param {Shape} shape */
+  operands(shape) {
+    return operandsOf(this.source, shape, this.pipelines.variantsOf(shape.dispatch)[0]);
+  }
+
+  /**
+   * @param {string} name
+   * @param {number} size bytes
+   * @param {GPUBufferUsageFlags} [usage]
+   */
+  add(name, size, usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC) {
+    const buffer = this.context.createBuffer("trial", size, usage);
+    this.buffers.set(name, buffer);
+    return buffer;
+  }
+
+  /**
+   * Make the operands, as large as the largest of some shapes needs them.
+   * @param {Shape[]} shapes of one dispatch
+   * @param {import("./random.js").Randoms} randoms what they are filled with
+   */
+  async open(shapes, randoms) {
+    /** @type {Map<string, Operand>} */
+    const largest = new Map();
+    for (const [name, operand] of shapes.flatMap((shape) => [...this.operands(shape)])) {
+      if (operand.bytes > (largest.get(name)?.bytes ?? 0)) largest.set(name, operand);
     }
-    const destroy = () => {
-      executor.destroy();
-      destroyTensors();
-    };
-    const outputs = solo.values.filter((value) => value.role === "output").map((value) => value.name);
-    return { executor, outputs, destroy };
-  } catch (error) {
-    destroyTensors();
-    throw error;
+    await this.context.scoped("a trial's operands", () => {
+      const encoder = this.context.device.createCommandEncoder();
+      for (const [name, { bytes, contents }] of largest) randoms.fill(encoder, this.add(name, bytes), bytes, contents);
+      this.context.device.queue.submit([encoder.finish()]);
+    });
+  }
+
+  /**
+   * @param {string} name
+   * @param {number} size bytes
+   * @param {number} [offset]
+   * @returns {TensorPlace}
+   */
+  place(name, size, offset = 0) {
+    return { buffer: /** @type {GPUBuffer} */ (this.buffers.get(name)), offset, size };
+  }
+
+  /**
+   * The dispatch at a shape.
+   * @param {Shape} shape
+   * @param {string} [variant] in place of the chosen one
+   */
+  steps(shape, variant) {
+    const { dispatch, symbols } = shape;
+    const operands = this.operands(shape);
+    const uniforms = Object.fromEntries(
+      Object.entries(dispatch.uniforms).map(([name, expression]) => [name, evaluate(expression, symbols)]));
+    const bindings = Object.fromEntries(Object.entries(dispatch.bindings).map(([name, target]) =>
+      [name, typeof target === "number" ? firstOf(dispatch, target) : name]));
+    const places = new Map([...operands].map(([name, { bytes }]) => [name, this.place(name, bytes)]));
+    return this.prepare(shape.component, [{ ...dispatch, uniforms, bindings, when: undefined }], places, variant);
+  }
+
+  /**
+   * Dispatches that bind nothing but names of places.
+   * @param {string} component
+   * @param {Dispatch[]} dispatches
+   * @param {Map<string, TensorPlace>} places
+   * @param {string} [variant]
+   */
+  async prepare(component, dispatches, places, variant) {
+    /** @type {Plan} */
+    const plan = { format: 2, component, symbols: [], arenas: 0, values: [], loops: [], dispatches };
+    const pipelines = { get: (/** @type {Dispatch} */ dispatch) => this.pipelines.get(dispatch, component, variant) };
+    const executor = await prepare(this.context, plan, { symbols: {}, tensors: places, pipelines, pacer: new Pacer() });
+    this.executors.push(executor);
+    return executor.steps;
+  }
+
+  destroy() {
+    for (const executor of this.executors.splice(0)) executor.destroy();
+    for (const buffer of this.buffers.values()) this.context.destroyBuffer(buffer);
+    this.buffers.clear();
   }
 }
