@@ -80,7 +80,9 @@ def make_parser() -> Parser:
     )
     draw.add_argument("--all-features", action="store_true", help="with what browsers keep behind flags")
     draw.add_argument("-o", "--out", type=Path, help="default: out.png")
-    draw.add_argument("--latents-out", type=Path, help="write f32 [steps, image_tokens, channels] as .npy")
+    draw.add_argument(
+        "--latents-out", type=Path, help="write f32 [steps, image_tokens, channels] as .npy; with --prompts a folder"
+    )
     draw.add_argument("--json", action="store_true", help="print the facts as JSON")
 
     export = verbs.add_parser("export", help="make a bundle of a checkpoint (needs the extra 'export')")
@@ -223,16 +225,18 @@ def generate_all(arguments: argparse.Namespace) -> None:
     from exporter import batch
     from exporter.generate import Setup
 
-    if arguments.latents_out:
-        raise BadArguments("--latents-out: expected it with one prompt, found it with --prompts")
-    if not arguments.out or (arguments.out.exists() and not arguments.out.is_dir()):
-        raise BadArguments(f"-o: expected a folder for the pictures of --prompts, found {arguments.out}")
+    folders = {"-o": arguments.out, "--latents-out": arguments.latents_out}
+    for option, folder in folders.items():
+        missing = folder is None and option == "-o"
+        if missing or (folder and folder.exists() and not folder.is_dir()):
+            raise BadArguments(f"{option}: expected a folder for the pictures of --prompts, found {folder}")
     bundles, manifest = _choose(arguments.model, arguments.variant)
     jobs = batch.read_jobs(arguments.prompts, _request(arguments, manifest, ""), manifest["sizes"])
     site, chosen = _site_for(bundles, manifest)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, folders.values()):
+        folder.mkdir(parents=True, exist_ok=True)
     setup = Setup(arguments.kernels, arguments.all_features)
-    summary = batch.draw_all(site, chosen, jobs, arguments.out, _write, arguments.adapter, setup)
+    summary = batch.draw_all(site, chosen, jobs, arguments.out, _write, arguments.adapter, setup, arguments.latents_out)
     line = "{folder}: {drawn} pictures drawn, {kept} kept, {model} {variant}"
     shown = line.format(folder=arguments.out, **summary)
     print(json.dumps(summary, ensure_ascii=False, indent=1) if arguments.json else shown)

@@ -3,7 +3,7 @@
 The file holds JSON lines: `id` (the file's name), `prompt` and, if they differ from the command line's,
 `seed`, `width`, `height`. Pictures that the folder already has are kept, so an interrupted run goes on.
 `summary.json` in the folder holds what the page said about each picture, and a hash of the site (which stands
-for code and weights) that drew it.
+for code and weights) that drew it. Latents, if asked for, become ID.npy in a folder of their own.
 """
 
 from __future__ import annotations
@@ -111,6 +111,11 @@ def _check_kept(path: Path, facts: dict[str, Any], wanted: dict[str, Any]) -> No
             )
 
 
+def _files(job: Job, folder: Path, latents: Path | None) -> list[Path]:
+    """Where a picture goes and, if they are asked for, its latents."""
+    return [folder / job.file, *([latents / f"{job.id}.npy"] if latents else [])]
+
+
 def draw_all(
     site: Path,
     model: dict[str, Any],
@@ -119,6 +124,7 @@ def draw_all(
     write: Callable[[Path, bytes], None],
     adapter: str = "auto",
     setup: page.Setup | None = None,
+    latents: Path | None = None,
 ) -> dict[str, Any]:
     """Draw the pictures that `folder` lacks, on one page that loads the model once; returns the summary.
 
@@ -127,15 +133,19 @@ def draw_all(
         jobs: made by `read_jobs`.
         folder: gets ID.png and summary.json; exists.
         write: writes a file whole or not at all.
+        latents: gets ID.npy, f32 [steps, image_tokens, channels]; exists. A picture without them is drawn again.
 
     Raises:
-        BadArguments: the folder holds a picture of another prompt, seed, size, model or site under one of the names.
+        BadArguments: the folder holds a picture of another prompt, seed, size, model, site or choice of kernels
+            under one of the names.
         NoBrowser, BadBundle, BitbrushError: as exporter.generate.generate; the pictures made so far stay.
     """
     facts = _earlier(folder)
+    setup = setup or page.Setup()
     made_by = {"model": model["name"], "variant": model["variant"], "site": (read_stamp(site) or {}).get("inputs")}
-    kept = [job for job in jobs if (folder / job.file).exists()]
-    for job in kept:
+    made_by["forced"] = setup.kernels
+    kept = [job for job in jobs if all(path.exists() for path in _files(job, folder, latents))]
+    for job in (job for job in jobs if (folder / job.file).exists()):
         wanted = {name: getattr(job.request, name) for name in ASKED}
         _check_kept(folder / job.file, facts.get(job.id, {}), wanted | made_by)
     missing = [job for job in jobs if job not in kept]
@@ -156,11 +166,14 @@ def draw_all(
 
     if missing:
         requests = [job.request for job in missing]
-        pictures = page.generate_many(site, model, requests, adapter=adapter, setup=setup)
+        wants_latents = latents is not None
+        pictures = page.generate_many(site, model, requests, latents=wants_latents, adapter=adapter, setup=setup)
         for drawn, (job, picture) in enumerate(zip(missing, pictures, strict=True), 1):
-            facts[job.id] = page.summary(picture, Path(job.file)) | {"site": made_by["site"]}
+            facts[job.id] = page.summary(picture, Path(job.file)) | made_by
             save(drawn)  # before the file: one that exists has its facts
-            write(folder / job.file, picture.png)
+            contents = [picture.png] if picture.latents is None else [picture.png, page.npy_bytes(picture.latents)]
+            for path, content in zip(_files(job, folder, latents), contents, strict=True):
+                write(path, content)
             print(f"{drawn} of {len(missing)}: {job.file}, {facts[job.id]['seconds']['total']} s", file=sys.stderr)
     save(len(missing))
     return summary(len(missing))

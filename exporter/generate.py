@@ -222,15 +222,22 @@ def generate(
 
 
 def generate_many(
-    site: Path, model: dict[str, Any], requests: list[Request], *, adapter: str = "auto", setup: Setup | None = None
+    site: Path,
+    model: dict[str, Any],
+    requests: list[Request],
+    *,
+    latents: bool = False,
+    adapter: str = "auto",
+    setup: Setup | None = None,
 ) -> Iterator[Picture]:
     """Draw pictures one after the other on one page, which loads the model once.
 
-    Arguments and errors are those of `generate`; the pictures have no latents.
+    Arguments and errors are those of `generate`.
     """
-    with _opened(site, adapter, setup or Setup()) as page:
+    with _opened(site, adapter, setup or Setup(), latents) as page:
         for request in requests:
-            yield Picture(*_draw(page, model["id"], request, lambda line: None), None)
+            png, facts = _draw(page, model["id"], request, lambda line: None)
+            yield Picture(png, facts, _read_latents(page, request.steps, model["channels"]) if latents else None)
 
 
 @contextmanager

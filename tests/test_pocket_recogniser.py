@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from tests.test_pocket_eval import THINGS
+from tests.tiny_pocket import save_tiny_pocket
 from training.captions import COLOURS
 from training.eval import contact_sheet, detector, layouts, prompts, recognise, renders, score
 from training.eval.judge import Detection, Seen, satisfies
@@ -190,15 +191,8 @@ def test_the_recogniser_trains_resumes_and_scores_a_folder(data, tmp_path, capsy
 @pytest.fixture(scope="module")
 def pipeline_folder(tmp_path_factory) -> Path:
     """A diffusers folder with tiny random networks of training/model.py."""
-    from training import model
-    from training.tokenizer import train_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer([prompt.text for prompt in prompts.build(THINGS, 8)], 400, model.TEXT_LENGTH)
-    text_encoder = model.build_text_encoder(tokenizer.pad_token_id, tokenizer.eos_token_id, tiny=True)
     folder = tmp_path_factory.mktemp("pipeline")
-    networks = model.build_vae(tiny=True), text_encoder, tokenizer, model.build_transformer(tiny=True)
-    model.save_pipeline(folder, *networks)
+    save_tiny_pocket(folder)
     return folder
 
 

@@ -7,6 +7,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -45,8 +46,10 @@ def test_a_file_of_prompts_becomes_a_folder_in_one_session(capsys, exported, tmp
     out = tmp_path / "new" / "pictures"
     arguments = ["--prompts", lines(tmp_path / "prompts.jsonl", *asked), "--model", exported("two-heads-ternary")]
     arguments += ["-o", out, "--size", "48x32", "--steps", 2, "--adapter", "software", "--json"]
+    arguments += ["--latents-out", tmp_path / "latents"]
     code, stdout, stderr = run(capsys, *arguments)
     assert code == 0, stderr
+    assert np.load(tmp_path / "latents" / "rocket-0.npy").shape == (2, 6, 16)
     summary = json.loads(stdout)
     assert summary == json.loads((out / "summary.json").read_text("utf-8"))
     assert (summary["drawn"], summary["kept"], summary["missing"], summary["variant"]) == (3, 0, 0, "ternary")
@@ -79,7 +82,7 @@ class Page:
     def __init__(self, broken: int = 99):
         self.broken, self.asked = broken, []
 
-    def __call__(self, site, model, requests, adapter, setup):
+    def __call__(self, site, model, requests, latents, adapter, setup):
         for number, request in enumerate(requests):
             if number == self.broken:
                 raise BitbrushError("device-lost: expected a device, found none")
@@ -94,15 +97,16 @@ class Page:
                 "seconds": 1.0,
                 "peak_bytes": {},
             }
-            yield generate.Picture(b"picture " + request.prompt.encode(), facts, None)
+            values = np.full((4, 12, 8), request.seed, np.float32) if latents else None
+            yield generate.Picture(b"picture " + request.prompt.encode(), facts, values)
 
 
 def jobs(*names: str) -> list[batch.Job]:
     return [batch.Job(name, generate.Request(f"a {name}", 64, 64, 4, 1)) for name in names]
 
 
-def draw(folder: Path, wanted: list[batch.Job]) -> dict:
-    return batch.draw_all(Path("site"), MODEL, wanted, folder, build._write)
+def draw(folder: Path, wanted: list[batch.Job], **options) -> dict:
+    return batch.draw_all(Path("site"), MODEL, wanted, folder, build._write, **options)
 
 
 def test_an_interrupted_run_keeps_its_pictures_and_goes_on(monkeypatch, tmp_path):
@@ -120,12 +124,26 @@ def test_an_interrupted_run_keeps_its_pictures_and_goes_on(monkeypatch, tmp_path
     assert set(summary["pictures"]) == {"cat", "dog", "owl"}
 
 
+def test_latents_lie_in_a_folder_of_their_own(monkeypatch, tmp_path):
+    pictures, latents = tmp_path / "pictures", tmp_path / "latents"
+    pictures.mkdir()
+    latents.mkdir()
+    monkeypatch.setattr(generate, "generate_many", Page())
+    draw(pictures, jobs("cat"))
+    assert draw(pictures, jobs("cat", "dog"), latents=latents)["drawn"] == 2  # the first cat had none
+    assert {path.name for path in latents.iterdir()} == {"cat.npy", "dog.npy"}
+    assert (np.load(latents / "dog.npy") == 1).all() and (pictures / "dog.png").read_bytes() == b"picture a dog"
+    assert draw(pictures, jobs("cat", "dog"), latents=latents)["kept"] == 2
+
+
 def test_a_picture_of_something_else_is_not_kept_for_it(monkeypatch, tmp_path):
     monkeypatch.setattr(generate, "generate_many", Page())
     draw(tmp_path, jobs("cat"))
     other = [batch.Job("cat", generate.Request("a cat", 64, 64, 4, 2))]
     with pytest.raises(BadArguments, match=r"cat\.png: expected a picture with seed 2, found one with 1"):
         draw(tmp_path, other)
+    with pytest.raises(BadArguments, match=r"cat\.png: expected a picture with forced 'int8', found one with None"):
+        draw(tmp_path, jobs("cat"), setup=generate.Setup("int8"))
     monkeypatch.setattr(batch, "read_stamp", lambda site: {"inputs": "retrained"})
     with pytest.raises(BadArguments, match=r"cat\.png: expected a picture with site 'retrained', found one with None"):
         draw(tmp_path, jobs("cat"))
@@ -188,7 +206,7 @@ def test_arguments_that_make_no_sense_end_with_2(capsys, exported, tmp_path, mon
     for arguments, words in (
         (["--prompts", prompts], "-o: expected a folder"),
         (["--prompts", prompts, "-o", prompts], "-o: expected a folder"),
-        (["--prompts", prompts, "-o", tmp_path / "x", "--latents-out", "x.npy"], "--latents-out"),
+        (["--prompts", prompts, "-o", tmp_path / "x", "--latents-out", prompts], "--latents-out"),
         (["--prompts", prompts, "-p", "x", "-o", tmp_path / "x"], "--prompt"),
         (["--prompts", prompts, "-o", tmp_path / "x", "--model", model], "line 1: --size, width"),
     ):

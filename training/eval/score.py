@@ -11,7 +11,7 @@ recogniser.pt.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,31 +35,48 @@ def eight_bits(image: torch.Tensor) -> torch.Tensor:
     return (image.float().clamp(0, 1) * 255).round() / 127.5 - 1
 
 
+def open_pipeline(folder: Path, device: str):
+    """The `Flux2KleinPipeline` of a diffusers folder, in float32."""
+    from diffusers import Flux2KleinPipeline  # slow to import
+
+    pipeline = Flux2KleinPipeline.from_pretrained(str(folder), dtype=torch.float32).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @torch.no_grad()
+def draw_together(pipeline, some: Asked, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures [B, 3, H, W] in -1..1 and their last latents [B, tokens, channels]; `size` is width, height."""
+    from ..model import TEXT_LAYERS, TEXT_LENGTH
+
+    last = {}
+    images = pipeline(
+        prompt=[prompt.text for prompt, _ in some],
+        generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in some],
+        width=size[0],
+        height=size[1],
+        num_inference_steps=STEPS,
+        guidance_scale=1.0,
+        max_sequence_length=TEXT_LENGTH,
+        text_encoder_out_layers=TEXT_LAYERS,
+        callback_on_step_end=lambda pipe, step, time, tensors: last.update(tensors) or {},
+        output_type="pt",
+    ).images
+    return eight_bits(images), last["latents"]
+
+
+def in_parts(asked: Asked, batch: int) -> Iterator[Asked]:
+    for first in range(0, len(asked), batch):
+        yield asked[first : first + batch]
+
+
 def draw(
     folder: Path, asked: Asked, size: tuple[int, int], device: str, batch: int
 ) -> Iterator[tuple[Asked, torch.Tensor]]:
     """Parts of `asked` with their pictures [B, 3, H, W] in -1..1; `size` is width, height."""
-    from diffusers import Flux2KleinPipeline  # slow to import
-
-    from ..model import TEXT_LAYERS, TEXT_LENGTH
-
-    pipeline = Flux2KleinPipeline.from_pretrained(str(folder), dtype=torch.float32).to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    for first in range(0, len(asked), batch):
-        some = asked[first : first + batch]
-        images = pipeline(
-            prompt=[prompt.text for prompt, _ in some],
-            generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in some],
-            width=size[0],
-            height=size[1],
-            num_inference_steps=STEPS,
-            guidance_scale=1.0,
-            max_sequence_length=TEXT_LENGTH,
-            text_encoder_out_layers=TEXT_LAYERS,
-            output_type="pt",
-        ).images
-        yield some, eight_bits(images)
+    pipeline = open_pipeline(folder, device)
+    for some in in_parts(asked, batch):
+        yield some, draw_together(pipeline, some, size)[0]
 
 
 def read(folder: Path, asked: Asked, device: str) -> Iterator[tuple[Asked, torch.Tensor]]:
@@ -126,14 +143,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    others = json.loads(args.against.read_text("utf-8")) if args.against else None
+def load_judge(args: argparse.Namespace) -> tuple[Callable[[Asked, torch.Tensor], list[dict]], list[Prompt], dict]:
+    """What turns pictures [B, 3, H, W] into verdicts, the benchmark, and the recogniser's accuracies."""
     detector, names, known = load(args.run / "recogniser.pt", args.device)
     objects = load_objects(args.data)
     if [item["hex"] for item in objects] != names:
         raise SystemExit(f"{args.run / 'recogniser.pt'}: expected the objects of {args.data}, found others")
-    prompts = build(objects)
+
+    def judge(some: Asked, images: torch.Tensor) -> list[dict]:
+        seen = look(detector, names, images)
+        return [verdict(prompt, seed, one) for (prompt, seed), one in zip(some, seen, strict=True)]
+
+    return judge, build(objects), known
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    others = json.loads(args.against.read_text("utf-8")) if args.against else None
+    judge, prompts, known = load_judge(args)
     if others and others["benchmark"] != sha256(prompts):
         raise SystemExit(f"{args.against}: expected scores of benchmark {sha256(prompts)}, found {others['benchmark']}")
     asked = [(prompt, seed) for prompt in part(prompts, args.per_class) for seed in args.seeds]
@@ -145,8 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     for some, images in pictures:
         if args.save:
             save_pictures(args.save, some, images)
-        seen = look(detector, names, images)
-        verdicts += [verdict(prompt, seed, one) for (prompt, seed), one in zip(some, seen, strict=True)]
+        verdicts += judge(some, images)
     table = summarise(verdicts)
     source = str(args.pipeline or args.pictures)
     result = dict(benchmark=sha256(prompts), source=source, steps=STEPS, recogniser=known, table=table)
