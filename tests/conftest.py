@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from exporter.browser import launch
+from exporter.browser import FEATURE_FLAGS, launch
 from tests import pipelines
 
 
@@ -22,10 +22,20 @@ class _QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--adapter",
+        choices=("software", "hardware"),
+        default="software",
+        help="WebGPU adapter of the browser tests: the CPU's, or this machine's GPU with all features it has",
+    )
+
+
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Headless Chromium with the software WebGPU adapter, one for the whole session."""
-    with launch("software") as launched:
+def browser(pytestconfig: pytest.Config) -> Iterator[Browser]:
+    """Headless Chromium with the adapter asked for, one for the whole session."""
+    adapter = pytestconfig.getoption("adapter")
+    with launch(adapter, extra=FEATURE_FLAGS if adapter == "hardware" else ()) as launched:
         yield launched
 
 
