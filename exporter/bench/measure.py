@@ -124,23 +124,26 @@ def ceiling_of(variant: str, ceilings: dict[str, float]) -> float | None:
 
 
 def measure_kernels(page: Page, model: str, wanted: Wanted, found: Measured) -> None:
-    """Time every distinct dispatch of a model in every variant, at each size."""
+    """Time every distinct dispatch of a model in every variant, at each size, and compare it with the baseline."""
     pattern = re.compile(wanted.only or "")
     seen: set[str] = set()
     for size in wanted.sizes:
         for op in page.evaluate("([model, size]) => bench.list(model, size)", [model, list(size)]):
             shape, options = shape_text(op), options_text(op["options"])
-            for variant in op["variants"]:
-                line = f"{model} {op['component']} {op['kernel']} {options} {shape} {variant}"
-                if not pattern.search(line) or line in seen:
-                    continue
-                if wanted.variant and wanted.variant in op["variants"] and variant != wanted.variant:
-                    continue
-                seen.add(line)
+            forced = wanted.variant if wanted.variant in op["variants"] else None
+            lines = {
+                f"{model} {op['component']} {op['kernel']} {options} {shape} {variant}": variant
+                for variant in op["variants"]
+                if forced in (None, variant)
+            }
+            lines = {line: variant for line, variant in lines.items() if pattern.search(line) and line not in seen}
+            seen |= lines.keys()
+            errors = _errors(page, op, list(lines.values()))
+            for line, variant in lines.items():
                 row = {
                     "model": model, "size": f"{size[0]}x{size[1]}", "component": op["component"],
                     "kernel": op["kernel"], "options": options, "shape": shape, "variant": variant,
-                    "count": op["count"],
+                    "count": op["count"], "relative_error": errors.get(variant),
                 }  # fmt: skip
                 try:
                     options_js = {"runs": wanted.runs}
@@ -153,6 +156,18 @@ def measure_kernels(page: Page, model: str, wanted: Wanted, found: Measured) -> 
                     row |= timed
                     _rate(row, op["macs"], found.ceilings)
                 found.kernels.append(row)
+
+
+def _errors(page: Page, op: dict[str, Any], variants: list[str]) -> dict[str, float | None]:
+    """Relative errors of variants of a dispatch against the baseline, of which there are none where it fails."""
+    if set(variants) <= {op["variants"][0]}:
+        return {}
+    try:
+        verdicts = page.evaluate("([id, variants]) => bench.check(id, variants)", [op["id"], variants])
+    except PlaywrightError as error:
+        print(f"{op['kernel']}: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        return {}
+    return {variant: verdicts[variant].get("error") for variant in variants if variant != op["variants"][0]}
 
 
 def _rate(row: dict[str, Any], macs: float, ceilings: dict[str, float]) -> None:

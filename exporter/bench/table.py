@@ -61,6 +61,7 @@ def _kernel_cells(row: Row) -> dict[str, str]:
         "ms": _number(row.get("ms")) or "failed",
         "TFLOP/s": rate,
         "ceiling": "" if share is None else f"{100 * share:.0f} %",
+        "error": "" if (error := row.get("relative_error")) is None else f"{error:.0e}",
     }
 
 

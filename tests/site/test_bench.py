@@ -40,6 +40,9 @@ def test_the_command_prints_one_table_and_writes_the_same_numbers_as_json(tmp_pa
         assert row["tflops"] == pytest.approx(2 * 9 * 130 * 256 / row["ms"] / 1e9)
         assert 0 < row["share"] < 1.5
         assert f"| {row['variant']} " in text
+        assert row["relative_error"] is None if row["variant"] == "f32" else 0 < row["relative_error"] < 2e-2
+    errors = {row["variant"]: row["relative_error"] for row in rows if row["options"] == "binary"}
+    assert errors["f32_staged"] < 1e-5 < errors["int8"]
     assert numbers["ceilings"]["f32"] > 1e8 and numbers["ceilings"]["copy"] > 1e7
     assert len([line for line in text.splitlines() if line.startswith("| matmul")]) == len(rows)
 
@@ -83,6 +86,7 @@ def test_a_report_says_what_failed_and_what_has_no_arithmetic() -> None:
     found = Measured(facts, {"f32": 5e12, "copy": 1e12})
     found.kernels = [
         {**kernel, "variant": "f32", "ms": 2.0, "gb_per_s": 512.0, "share": 0.5},
+        {**kernel, "variant": "int8", "ms": 2.0, "relative_error": 7.2e-3},
         {**kernel, "variant": "f16", "error": "no such thing"},
     ]
     whole = {"model": "m", "component": "c", "size": "64x64", "ms": 5.0, "kernels": "matmul: f16"}
@@ -91,6 +95,7 @@ def test_a_report_says_what_failed_and_what_has_no_arithmetic() -> None:
     assert any("matmul: f16" in line and "1200 + 310 ms" in line for line in lines)
     assert "ceilings: f32 10 TFLOP/s, copy 1e+03 GB/s" in lines
     assert any("512 GB/s" in line and "50 %" in line for line in lines)
+    assert any("| int8 " in line and "| 7e-03 |" in line for line in lines)
     assert any("failed" in line and "f16" in line for line in lines)
     assert len({len(line) for line in lines if line.startswith("|")}) == 2
     assert table([{"a": "1"}]) == ["| a |", "|---|", "| 1 |"]

@@ -6,11 +6,11 @@ import { chooseVariants, isSoftware, summaryOf } from "../runtime/choice.js";
 import { openDevice } from "../runtime/device.js";
 import { Pacer } from "../runtime/executor.js";
 import { fetchJson } from "../runtime/files.js";
+import { Measurer } from "../runtime/measurer.js";
 import { loadPipelines, possibleVariants } from "../runtime/pipelines.js";
 import { prepare } from "../runtime/prepare.js";
-import { Randoms, fillRandom } from "../runtime/random.js";
+import { fillRandom } from "../runtime/random.js";
 import { bindingLimit, splitPlan } from "../runtime/rows.js";
-import { Stopwatch } from "../runtime/stopwatch.js";
 import { Scratch, shapesOf, tensorSizes } from "../runtime/trial.js";
 import { placeTensors } from "../runtime/weights.js";
 import { measureCeilings } from "./ceiling.js";
@@ -19,10 +19,10 @@ import { measureCeilings } from "./ceiling.js";
 let context;
 /** @type {import("../runtime/pipelines.js").Pipelines} */
 let pipelines;
-/** @type {Stopwatch} */
+/** @type {Measurer} */
+let measurer;
+/** @type {import("../runtime/stopwatch.js").Stopwatch} */
 let watch;
-/** @type {Randoms} */
-let randoms;
 /** Bench models by name: {plans, components, text_tokens}. */
 const models = new Map();
 /** What `list` gave out, by number. */
@@ -32,8 +32,8 @@ let listed = [];
 export async function open(variant) {
   context = await openDevice(navigator.gpu);
   pipelines = await loadPipelines(context, new URL("../../kernels/index.json", import.meta.url).href, variant);
-  watch = new Stopwatch(context);
-  randoms = new Randoms(context);
+  measurer = new Measurer(context, pipelines);
+  ({ watch } = measurer);
   const { adapter, subgroupMatrixConfigs } = context.facts;
   return { adapter, software: isSoftware(context), subgroupMatrixConfigs, features: [...context.features].sort(),
     timestamps: watch.querySet !== null, browser: navigator.userAgent };
@@ -91,6 +91,22 @@ export async function list(name, size) {
   }));
 }
 
+/**
+ * What variants compute against the baseline, on the same random operands.
+ * @param {number} id of `list`
+ * @param {string[]} variants
+ * @returns {Promise<Record<string, import("../runtime/measurer.js").Verdict>>}
+ */
+export async function check(id, variants) {
+  const { model, component, shape } = listed[id];
+  const trials = await measurer.open({ plan: model.components[component].plan, tensors: model.tensors[component] }, [shape]);
+  try {
+    return await trials.check(shape, [...new Set([pipelines.variantsOf(shape.dispatch)[0].variant, ...variants])]);
+  } finally {
+    trials.destroy();
+  }
+}
+
 /** @param {number[]} values */
 const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
 
@@ -105,7 +121,7 @@ export async function time(id, variant, { runs = 5, ms = 20 } = {}) {
   const { plan } = model.components[component];
   const scratch = new Scratch(context, pipelines, { plan, tensors: model.tensors[component] });
   try {
-    await scratch.open([shape], randoms);
+    await scratch.open([shape], measurer.randoms);
     const steps = await scratch.steps(shape, variant);
     const first = await watch.time(steps); // the driver may compile in it
     const again = first > 20 * ms ? first : await watch.time(steps);
@@ -193,4 +209,4 @@ export async function whole(name, component, size, { runs = 5 } = {}) {
   }
 }
 
-globalThis.bench = { open, ceilings, list, time, choose, whole };
+globalThis.bench = { open, ceilings, list, check, time, choose, whole };
