@@ -6,10 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from exporter.expressions import evaluate
+from exporter.lower.bands import free_symbols, unrolled
 from exporter.lower.memory import ALIGNMENT
-from exporter.lower.plan_bytes import PADDING, plan_bytes, round_up
+from exporter.lower.plan_bytes import ITEM_BYTES, PADDING, plan_bytes, round_up
 from exporter.manifest import Manifest, first_download
 from exporter.shards import DTYPES
+from webgpu_kernels import get
+from webgpu_kernels.operands import SEGMENT
 
 KEEP_ALL_BYTES = 256_000_000  # of shards; above it the encoder's weights are only there while it works
 BUFFER_BYTES = 256 * 2**20  # weights are placed in buffers of at most so many bytes
@@ -57,17 +61,67 @@ def phase_bytes(manifest: Manifest, plans: Mapping[str, dict[str, Any]]) -> dict
     keeps_encoder = first_download(manifest) <= KEEP_ALL_BYTES
     later = sum(weights.values()) - (0 if keeps_encoder else weights["encoder"])
     resident = {"encode": sum(weights.values()), "denoise": later, "decode": later}
-    found = {}
-    for width, height in manifest["sizes"]["presets"]:
-        rows, columns = (side // manifest["latents"]["downscale"] for side in (height, width))
-        symbols = {
-            "text_tokens": manifest["text"]["length"],
-            "image_tokens": rows * columns,
-            "rows": rows,
-            "columns": columns,
-        }
-        found[f"{width}x{height}"] = {
+    return {
+        size: {
             phase: resident[phase] + plan_bytes(plans[component], symbols)["total"]
             for phase, component in PHASES.items()
         }
+        for size, symbols in _preset_symbols(manifest).items()
+    }
+
+
+def _preset_symbols(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Free symbols of plans by size ("512x512"), with the longest text."""
+    found = {}
+    for width, height in manifest["sizes"]["presets"]:
+        rows, columns = (side // manifest["latents"]["downscale"] for side in (height, width))
+        symbols = {"rows": rows, "columns": columns, "image_tokens": rows * columns}
+        found[f"{width}x{height}"] = {**symbols, "text_tokens": manifest["text"]["length"]}
     return found
+
+
+def converted_bytes(manifest: Manifest, denoiser: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The manifest's `converted`: what denoising takes beyond `memory` where variants run that convert operands.
+
+    Scratch is counted as in site/js/runtime/conversions.js, for variants that a page may choose by itself; only the
+    denoiser has any.
+
+    Args:
+        denoiser: its plan.
+
+    Returns:
+        [{"needs": [names of features], "bytes": {"512x512": bytes, …}}, …], one for each set of needs.
+    """
+    found = {needs for dispatch in denoiser["dispatches"] for _, needs in _converting(dispatch)}
+    sizes = _preset_symbols(manifest)
+    return [
+        {
+            "needs": list(needs),
+            "bytes": {size: _scratch_bytes(denoiser, needs, symbols) for size, symbols in sizes.items()},
+        }
+        for needs in sorted(found)
+    ]
+
+
+def _converting(dispatch: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """The operand types that variants of a dispatch convert x to, and the features that these need."""
+    kernel = get(dispatch["kernel"])
+    options = kernel.complete(dispatch["options"])
+    return [
+        (variant.converts["x"], tuple(sorted({*variant.features, *variant.language_features})))
+        for variant in kernel.variants
+        if variant.converts and variant.default and variant.serves(options) and variant.fits(dispatch["constants"])
+    ]
+
+
+def _scratch_bytes(plan: Mapping[str, Any], needs: tuple[str, ...], symbols: Mapping[str, int]) -> int:
+    words, scales, count = 0, 0, 0
+    for dispatch, here in unrolled(plan, {**free_symbols(), **symbols}):
+        for kind in (kind for kind, needed in _converting(dispatch) if needed == needs):
+            rows, columns = evaluate(dispatch["uniforms"]["rows"], here), dispatch["constants"]["K"]
+            words = max(words, round_up(rows * columns * (2 if kind == "f16" else 1), PADDING))
+            pairs = {"f16": 0, "int8": columns // SEGMENT, "int8_rows": 1}[kind]
+            scales = max(scales, round_up(rows * pairs * 2 * ITEM_BYTES, PADDING))
+            count += 1
+    slot = round_up(ITEM_BYTES * max(len(dispatch["uniforms"]) for dispatch in plan["dispatches"]), ALIGNMENT)
+    return round_up(words, ALIGNMENT) + scales + slot * count

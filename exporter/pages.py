@@ -20,6 +20,9 @@ TOKENIZERS = "@huggingface/tokenizers"
 REDIRECTS = {"https://huggingface.co": ("https://*.hf.co",)}
 _COMMENT = re.compile(r"^[ \t]*(?://.*|/\*(?:(?!\*/)[\s\S])*\*/[ \t]*)\n|/\*\* @type .*?\*/ ?", re.MULTILINE)
 _INDENT = re.compile(r"^[ \t\n]+", re.MULTILINE)
+# Of lines without strings, comments, divisions and regular expressions, what may lose the spaces around it.
+_PLAIN_LINE = re.compile(r"""^[^"'`/\\\n]+$""", re.MULTILINE)
+_PUNCTUATION = re.compile(r" *([][{}(),;:=<>?&|*]) *")
 _IMPORT = re.compile(r"""^(?:import|export)\s*(?:[^"'();=]*\bfrom\s*)?["'](\.{1,2}/[^"']+)["']""", re.MULTILINE)
 
 
@@ -68,6 +71,11 @@ def slimmed(text: str) -> str:
     return _INDENT.sub("", _COMMENT.sub("", text))
 
 
+def tightened(script: str) -> str:
+    """A script without the spaces around punctuation, on lines where nothing but a script's own words can be."""
+    return _PLAIN_LINE.sub(lambda line: _PUNCTUATION.sub(r"\1", line[0]), script)
+
+
 def vendor(out: Path) -> None:
     """Copy the tokenizer library and its licence into js/vendor/."""
     package = node_package(TOKENIZERS)
@@ -85,7 +93,8 @@ def write_pages(out: Path, *, weights_url: str | None = None) -> None:
     for name in COPIED:
         shutil.copytree(SOURCE / name, out / name, ignore=shutil.ignore_patterns("*.d.ts", "bench"))
     for path in [*(out / "js").rglob("*.js"), *(out / "css").rglob("*.css")]:
-        path.write_text(slimmed(path.read_text("utf-8")), encoding="utf-8", newline="\n")
+        text = slimmed(path.read_text("utf-8"))
+        path.write_text(tightened(text) if path.suffix == ".js" else text, encoding="utf-8", newline="\n")
     shutil.copyfile(SOURCE / "icon.svg", out / "icon.svg")
     vendor(out)
     environment = jinja2.Environment(

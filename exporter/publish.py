@@ -12,7 +12,7 @@ from typing import Any
 
 from exporter.bundle import Bundle
 from exporter.errors import BadBundle
-from exporter.gpu_memory import phase_bytes
+from exporter.gpu_memory import converted_bytes, phase_bytes
 from exporter.lower import lower_bundle
 from exporter.manifest import Manifest, first_download
 from webgpu_kernels import render_all
@@ -102,8 +102,8 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
     plans = lower_bundle(bundle.path)
     for component, plan in plans.items():
         dump_json(folder / manifest["components"][component]["plan"], plan)
-    memory = phase_bytes(manifest, plans)
-    dump_json(folder / "manifest.json", {**_served_manifest(manifest, weights_url), "memory": memory})
+    memory = {"memory": phase_bytes(manifest, plans), "converted": converted_bytes(manifest, plans["denoiser"])}
+    dump_json(folder / "manifest.json", {**_served_manifest(manifest, weights_url), **memory})
     tokenizer = manifest["text"]["tokenizer"]
     _write_tokenizer(bundle.path / tokenizer, folder / tokenizer)
     for license_file in sorted(bundle.path.glob("LICENSE*")):
@@ -124,7 +124,7 @@ def write_model(bundle: Bundle, out: Path, weights_url: str | None) -> tuple[dic
         "steps": manifest["schedule"]["steps"],
         "channels": manifest["latents"]["channels"],
         "sizes": manifest["sizes"],
-        "memory": memory,
+        **memory,
         "source": manifest["source"],
         "license": manifest["license"],
     }

@@ -15,6 +15,7 @@ from exporter.website import build_site
 from tests.runtime.conftest import open_page
 
 SIZE = "64x64"
+DOTS = "packed_4x8_integer_dot_product"
 MODEL = "models/two-heads-ternary-ternary"
 REQUEST = {"prompt": "a red apple", "width": 64, "height": 64, "steps": 1, "seed": 9909}
 
@@ -82,6 +83,20 @@ def test_the_runtime_takes_the_bytes_that_the_manifest_says(usual, manifest, dis
     assert [picture["peak_bytes"] for picture in usual["pictures"]] == [manifest["memory"][SIZE]] * 2
     (entry,) = json.loads((dist / "models" / "index.json").read_text("utf-8"))
     assert entry["memory"] == manifest["memory"]
+
+
+def test_scratch_for_converted_operands_is_what_the_manifest_says(page, usual, manifest, dist) -> None:
+    found = draw(page, {"forceVariant": "int8"})
+    assert found["error"] is None
+    (scratch,) = (one["bytes"][SIZE] for one in manifest["converted"] if one["needs"] == [DOTS])
+    told = manifest["memory"][SIZE]
+    assert [picture["peak_bytes"] for picture in found["pictures"]] == [
+        {**told, "denoise": told["denoise"] + scratch}
+    ] * 2
+    most = max(one["bytes"][SIZE] for one in manifest["converted"])
+    assert scratch < most < 2 * scratch  # f16 takes 2 bytes, int8 little more than 1
+    (entry,) = json.loads((dist / "models" / "index.json").read_text("utf-8"))
+    assert entry["converted"] == manifest["converted"]
 
 
 def test_a_large_model_denoises_and_decodes_without_its_encoder(page, usual, manifest) -> None:

@@ -26,6 +26,10 @@ MEMORY = {
     "320x192": {"encode": 90_000_000, "denoise": 79_000_000, "decode": 114_000_000},
     "192x320": {"encode": 90_000_000, "denoise": 79_000_000, "decode": 114_000_000},
 }
+CONVERTED = [
+    {"needs": ["dots"], "bytes": {"256x256": 30_000_000, "320x192": 28_000_000, "192x320": 28_000_000}},
+    {"needs": ["dots", "halves"], "bytes": {"256x256": 60_000_000, "320x192": 57_000_000, "192x320": 57_000_000}},
+]
 MODELS = [
     {
         "id": f"pocket-{variant}",
@@ -39,6 +43,7 @@ MODELS = [
         "channels": 8,
         "sizes": SIZES,
         "memory": MEMORY,
+        "converted": CONVERTED,
         "source": "",
         "license": "mit",
     }

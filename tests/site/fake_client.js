@@ -51,7 +51,7 @@ export function createClient(settings) {
   return {
     async probe() {
       if (fake.probe) throw failure(fake.probe);
-      return { adapter: { vendor: "test", architecture: "stripes" }, features: [], limits: {} };
+      return { adapter: { vendor: "test", architecture: "stripes" }, features: [], limits: {}, offers: fake.offers ?? [] };
     },
     async load(url, options) {
       fake.calls.push(["load", new URL(url).pathname]);

@@ -45,6 +45,13 @@ def test_the_runtimes_own_count_of_a_size_is_not_estimated(open_page):
     assert page.evaluate(script, [one, [[64, 64], [128, 64]]]) == [7, 7]
 
 
+@pytest.mark.parametrize(("offers", "bytes_"), [(["dots", "more"], 120), (["halves"], 120), (["dots", "halves"], 140)])
+def test_scratch_counts_where_the_device_may_convert_operands(open_page, offers, bytes_):
+    # Denoising takes 80 MB, with scratch for dots 110, for halves 140; decoding 120.
+    page = open_page({"offers": offers})
+    assert f"about {bytes_} MB of GPU memory at 256 × 256" in cost(page)
+
+
 @pytest.mark.parametrize(("query", "bytes_"), [("?budget=1.5", 1.5e9), ("", None), ("?budget=lots", None)])
 def test_a_budget_in_the_address_reaches_the_runtime(open_page, query, bytes_):
     page = open_page(query=query)

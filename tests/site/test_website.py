@@ -16,7 +16,7 @@ from exporter import website
 from exporter.errors import BadArguments, BadBundle
 from exporter.manifest import COMPONENTS
 from exporter.packages import ROOT, node_package
-from exporter.pages import content_security_policy, imported_modules, slimmed
+from exporter.pages import content_security_policy, imported_modules, slimmed, tightened
 from exporter.serve import serving
 from exporter.website import SiteOptions, build_site, inputs_hash, read_stamp
 from webgpu_kernels import render_all
@@ -156,6 +156,12 @@ def test_scripts_lose_comments_types_and_indentation_and_nothing_else():
     script += "    // why\n  const url = `https://x`; /* c */\n/** @type {d} */\nlet d;\n"
     kept = "export const f = (a) =>\n(a);  // b\nconst url = `https://x`; /* c */\nlet d;\n"
     assert slimmed(script) == kept
+
+
+def test_scripts_lose_spaces_around_punctuation_where_no_string_can_be():
+    script = "const f = ({ a, b }) => a[0] <= b ? +a - -b : typeof b;\nlet s = `a , b`; // x = y\nreturn [ ...a ];\n"
+    kept = "const f=({a,b})=>a[0]<=b?+a - -b:typeof b;\nlet s = `a , b`; // x = y\nreturn[...a];\n"
+    assert tightened(script) == kept
 
 
 def test_no_string_of_a_served_script_spans_lines(site):

@@ -1,7 +1,7 @@
 // What the adapter can do at most, measured: multiply-adds on registers alone, and a copy of memory. A kernel's rate
 // is given as a share of these.
 
-import { isSoftware } from "../runtime/choice.js";
+import { isSoftware } from "../runtime/device.js";
 import { fillRandom } from "../runtime/random.js";
 import { Stopwatch } from "../runtime/stopwatch.js";
 
@@ -123,7 +123,7 @@ async function timed(context, watch, { code, groups, buffers }) {
  */
 export async function measureCeilings(context) {
   const { device, features, facts } = context;
-  const software = isSoftware(context);
+  const software = isSoftware(context.facts.adapter);
   const groups = software ? 8 : 4096;
   // Two of one name: drivers differ in what they pair into one instruction; the fastest counts.
   const kinds = [["f32", vectors("f32", 4)]];

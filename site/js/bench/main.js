@@ -2,8 +2,8 @@
 // buffers of random numbers. A bench model is plans and tensors' shapes; it has no weights.
 
 import { bandSymbols } from "../runtime/bands.js";
-import { chooseVariants, isSoftware, summaryOf } from "../runtime/choice.js";
-import { openDevice } from "../runtime/device.js";
+import { chooseVariants, summaryOf } from "../runtime/choice.js";
+import { isSoftware, openDevice } from "../runtime/device.js";
 import { Pacer } from "../runtime/executor.js";
 import { fetchJson } from "../runtime/files.js";
 import { Measurer } from "../runtime/measurer.js";
@@ -35,7 +35,7 @@ export async function open(variant) {
   measurer = new Measurer(context, pipelines);
   ({ watch } = measurer);
   const { adapter, subgroupMatrixConfigs } = context.facts;
-  return { adapter, software: isSoftware(context), subgroupMatrixConfigs, features: [...context.features].sort(),
+  return { adapter, software: isSoftware(context.facts.adapter), subgroupMatrixConfigs, features: [...context.features].sort(),
     timestamps: watch.querySet !== null, browser: navigator.userAgent };
 }
 

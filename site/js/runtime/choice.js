@@ -1,6 +1,7 @@
 // Which variant of each kernel this device runs: those that it can run are checked against the baseline, wrong ones
 // are dropped, the others are timed on the plans' own shapes. What is found is remembered (remember.js).
 
+import { isSoftware } from "./device.js";
 import { Measurer } from "./measurer.js";
 import { choiceKey, possibleVariants } from "./pipelines.js";
 import { recall, remember } from "./remember.js";
@@ -76,14 +77,6 @@ function resized(part, shape, symbols) {
 }
 
 /**
- * Whether a CPU computes.
- * @param {DeviceContext} context
- */
-export function isSoftware({ facts: { adapter } }) {
-  return adapter.fallback || /swiftshader|llvmpipe/i.test(Object.values(adapter).join(" "));
-}
-
-/**
  * Choose a variant for every kernel of some plans.
  * @param {DeviceContext} context
  * @param {Pipelines} pipelines its `choice` is filled
@@ -105,7 +98,7 @@ export function chooseVariants(context, pipelines, parts, options = {}) {
 async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
   const began = performance.now();
   // Where a CPU computes, the other variants take longer to compile than they could save: barriers cost much there.
-  const open = isSoftware(context) ? [] : groups.filter(({ variants, macs }) => variants.length > 1 && macs > 0);
+  const open = isSoftware(context.facts.adapter) ? [] : groups.filter(({ variants, macs }) => variants.length > 1 && macs > 0);
   const total = groups.reduce((sum, { macs }) => sum + macs, 0);
   /** @type {Choice} */
   const choice = { variants: {}, kernels: {}, rejected: [], times: {}, ms: { compile: 0, measure: 0 } };

@@ -25,7 +25,8 @@ const WANTED_FEATURES = /** @type {GPUFeatureName[]} */ ([
  * @typedef {{componentType: string, resultComponentType: string, M: number, N: number, K: number}} MatrixConfig
  *   sizes and types of matrices that a subgroup multiplies
  * @typedef {{adapter: AdapterFacts, features: string[], limits: Record<string, number>,
- *   subgroupMatrixConfigs: MatrixConfig[]}} ProbeResult
+ *   subgroupMatrixConfigs: MatrixConfig[], offers: string[]}} ProbeResult offers: features of the adapter and of the
+ *   browser's WGSL that variants of kernels may use; none where a CPU computes, as no variant is tried there
  * @typedef {{total: number, byLabel: Record<string, number>}} MemoryReport live GPU bytes
  */
 
@@ -72,16 +73,27 @@ function matrixConfigs(info) {
 /**
  * What the adapter is and can do.
  * @param {GPUAdapter} adapter
+ * @param {Iterable<string>} [language] extensions of WGSL
  * @returns {ProbeResult}
  */
-export function describeAdapter(adapter) {
+export function describeAdapter(adapter, language = []) {
   const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info;
+  const facts = { vendor, architecture, device, description, fallback: isFallbackAdapter };
   return {
-    adapter: { vendor, architecture, device, description, fallback: isFallbackAdapter },
+    adapter: facts,
     features: [...adapter.features].sort(),
     limits: pickLimits(adapter.limits),
     subgroupMatrixConfigs: matrixConfigs(adapter.info),
+    offers: isSoftware(facts) ? [] : [...adapter.features, ...language].sort(),
   };
+}
+
+/**
+ * Whether a CPU computes.
+ * @param {AdapterFacts} adapter
+ */
+export function isSoftware(adapter) {
+  return adapter.fallback || /swiftshader|llvmpipe/i.test(Object.values(adapter).join(" "));
 }
 
 /** A device with its failures typed and its bytes counted. */

@@ -91,7 +91,7 @@ async function handle(question) {
     settings = question.settings;
     return null;
   }
-  if (question.type === "probe") return describeAdapter(await findAdapter(navigator.gpu));
+  if (question.type === "probe") return describeAdapter(await findAdapter(navigator.gpu), navigator.gpu.wgslLanguageFeatures);
   if (question.type === "memory") return context ? context.memory() : { total: 0, byLabel: {} };
   if (question.type === "dispose") {
     for (const controller of controllers.values()) controller.abort();

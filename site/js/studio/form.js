@@ -8,7 +8,8 @@ const element = (id) => document.getElementById(id);
 /**
  * @typedef {{multiple: number, minimum: number, maximum: number, default: number[], presets: number[][]}} Sizes
  * @typedef {{id: string, name: string, variant: string, manifest: string, bytes: number, other_bytes: number,
- *            steps: number, sizes: Sizes, memory: import("./memory.js").Memory}} Model an entry of models/index.json
+ *            steps: number, sizes: Sizes, memory: import("./memory.js").Memory,
+ *            converted: import("./memory.js").Converted}} Model an entry of models/index.json
  * @typedef {{prompt: string, width: number, height: number, steps: number, seed: number}} Request
  */
 

@@ -3,7 +3,7 @@
 import "./trusted.js";
 import { createClient } from "../runtime/client.js";
 import { chosenModel, chosenSize, randomSeed, readForm, setUpForm } from "./form.js";
-import { budgetBytes, gpuBytes } from "./memory.js";
+import { budgetBytes, gpuBytes, withConverted } from "./memory.js";
 import { showNotice } from "./notice.js";
 import { announce, startProgress } from "./progress.js";
 import { createResult } from "./result.js";
@@ -22,6 +22,8 @@ let models = [];
 /** @type {AbortController | null} */
 let controller = null;
 let adapter = "";
+/** Features that kernels may use here. @type {string[]} */
+let offers = [];
 const forceVariant = new URLSearchParams(location.search).get("variant") ?? undefined;
 const session = createSession(() => createClient({ forceVariant }), modelsFolder, budgetBytes(location.search));
 const result = createResult(element("result"));
@@ -41,7 +43,8 @@ function showCost(model) {
   if (state === "checking") element("cost").textContent = text.checking;
   else if (state === "unsupported") element("cost").textContent = "";
   else {
-    const needed = text.memory(gpuBytes(model.memory, ...chosenSize()), ...chosenSize());
+    const memory = withConverted(model.memory, model.converted, offers);
+    const needed = text.memory(gpuBytes(memory, ...chosenSize()), ...chosenSize());
     element("cost").textContent = session.has(model) ? text.loaded(model, needed) : text.cost(model, needed);
   }
 }
@@ -133,7 +136,9 @@ async function start() {
   }
   setUpForm(models, showCost);
   try {
-    adapter = adapterName(await session.probe());
+    const probed = await session.probe();
+    adapter = adapterName(probed);
+    offers = probed.offers;
     element("adapter").textContent = text.adapter(adapter);
     setState("ready");
   } catch (error) {

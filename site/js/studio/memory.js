@@ -2,7 +2,23 @@
 
 /**
  * @typedef {Record<string, Record<string, number>>} Memory "512x512" -> phase -> GPU bytes, as in models/index.json
+ * @typedef {{needs: string[], bytes: Record<string, number>}[]} Converted scratch of denoising by size, where the
+ *   device has all the features that it needs
  */
+
+/**
+ * Memory with the scratch for operands that this device may convert.
+ *
+ * @param {Memory} memory
+ * @param {Converted} converted
+ * @param {string[]} offers features, see `probe` of client.js
+ * @returns {Memory}
+ */
+export function withConverted(memory, converted, offers) {
+  const used = converted.filter(({ needs }) => needs.every((feature) => offers.includes(feature)));
+  return Object.fromEntries(Object.entries(memory).map(([size, phases]) =>
+    [size, { ...phases, denoise: phases.denoise + Math.max(0, ...used.map(({ bytes }) => bytes[size])) }]));
+}
 
 /**
  * The most bytes at once, of all phases. Other sizes than the listed ones are estimated: bytes grow with the
