@@ -101,7 +101,8 @@ def _keep_block(plan_file: Path, block: str) -> None:
     plan = json.loads(plan_file.read_text("utf-8"))
     dispatches = plan["dispatches"]
     target = {dispatch.get("source"): dispatch["bindings"]["y"] for dispatch in dispatches}
-    last = [dispatch["bindings"] for dispatch in dispatches if dispatch["kernel"] == "gate_residual"][-1]
+    gated = [dispatch for dispatch in dispatches if dispatch["options"].get("epilogue") == "gate_residual"]
+    last = gated[-1]["bindings"]
     between = last["residual"]
     indices = {
         "image_in": target["x_embedder"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -105,7 +106,7 @@ def test_plans_obey_webgpu_and_their_own_rules(exported):
             used: dict[str, set[int]] = {"read": set(), "read_write": set()}
             for binding in record.present_bindings(dispatch["options"]):
                 target = dispatch["bindings"][binding.name]
-                target = target["value"] if isinstance(target, dict) else target
+                target = target.get("value") if isinstance(target, dict) else target
                 value = plan["values"][target] if isinstance(target, int) else {"role": "tensor"}
                 if value["role"] == "temporary":
                     assert value["first"] <= position <= value["last"]
@@ -122,8 +123,14 @@ def test_fusions_happen(exported):
     assert kernels["modulation"] == ["linear", "unary", "linear", "unary"] + 4 * ["linear"]
     assert sum(d["options"].get("modulate", False) for d in denoiser) == 4 * 1 + 2 + 1
     assert kernels["denoiser"].count("rms_norm_rotary") == 4 * 1 + 2 * 2
-    assert kernels["denoiser"].count("gate_residual") == 4 * 1 + 2
-    assert kernels["encoder"].count("swiglu") == 3
+    epilogues = {
+        name: Counter(d["options"]["epilogue"] for d in plan["dispatches"] if d["kernel"] == "linear")
+        for name, plan in plans.items()
+    }
+    assert epilogues["denoiser"] == {"none": 2 + 6 * 1 + 2 + 1, "swiglu": 2 * 1 + 2, "gate_residual": 4 * 1 + 2}
+    assert kernels["denoiser"].count("swiglu") == 0
+    assert kernels["encoder"].count("swiglu") == 3, "the encoder has gates and ups in weights of their own"
+    assert epilogues["encoder"]["residual"] == 2 * 3 and kernels["encoder"].count("binary") == 0
     decoder = plans["decoder"]["dispatches"]
     assert [d["options"]["silu"] for d in decoder if d["kernel"] == "group_norm"] == [False]
     assert kernels["decoder"].count("binary") == 1, "only attention's residual is added by itself"

@@ -70,7 +70,7 @@ def test_the_denoiser_reads_the_vector_in_place_and_holds_no_weight_of_the_time(
     values = [value["name"] for value in plans["denoiser"]["values"]]
     vector = values.index("modulation")
     readers = {d["kernel"] for d in plans["denoiser"]["dispatches"] if vector in d["bindings"].values()}
-    assert readers == {"layer_norm", "gate_residual"} and "timestep_features" not in values
+    assert readers == {"layer_norm", "linear"} and "timestep_features" not in values
     assert not [name for name in bundle.tensors("denoiser") if "modulation" in name and name != modulation.TABLE]
     shards = {
         component: {part["shard"] for record in bundle.tensors(component).values() for part in record["parts"]}

@@ -28,19 +28,15 @@ def windows(plan: dict[str, Any]) -> list[tuple[int, int]]:
     return [(target["first"], target["rows"]) for target in bound if isinstance(target, dict)]
 
 
-# Residual streams of 256 and 128; the second has halves of 192 rows, which no binding can begin at.
-@pytest.mark.parametrize(
-    ("name", "single"),
-    [
-        ("long-text", [(0, 256), (256, 256), (512, 256), (768, 384), (1536, 384), (1152, 384), (1920, 384)]),
-        ("two-heads-ternary", [(0, 128), (128, 128), (256, 128), (384, 384), (768, 384)]),
-    ],
-)
-def test_parts_give_the_same_numbers(exported, monkeypatch, name, single) -> None:
+# Queries, keys, values; then the gates and ups.
+@pytest.mark.parametrize(("name", "width"), [("long-text", 256), ("two-heads-ternary", 128)])
+def test_parts_give_the_same_numbers(exported, monkeypatch, name, width) -> None:
     bundle = Bundle(exported(name))
     path = bundle.graph("denoiser")
     whole, parts = (lowered(path, wide, monkeypatch) for wide in (10**9, 256))
-    assert windows(whole) == [] and windows(parts)[-len(single) :] == single
+    mlp = (3 * width, 6 * width)
+    assert windows(whole)[-2:] == [(0, 3 * width), mlp]
+    assert windows(parts)[-4:] == [(0, width), (width, width), (2 * width, width), mlp]
     rng = np.random.default_rng(3)
     symbols = {"image_tokens": 6, "text_tokens": 5}
     inputs = {
@@ -57,8 +53,7 @@ def test_parts_take_less_memory(exported, monkeypatch) -> None:
     symbols = {"image_tokens": 4096, "text_tokens": 512}
     whole, parts = (plan_bytes(lowered(path, wide, monkeypatch), symbols) for wide in (10**9, 256))
     stream = 4 * (4096 + 512) * 256
-    assert whole["largest_binding"] == 9 * stream and parts["largest_binding"] == 4 * stream
-    assert parts["arenas"] < 11 * stream < 16 * stream <= whole["arenas"]
+    assert parts["arenas"] < 10 * stream < whole["arenas"]
 
 
 def product(makers) -> tuple[ir.Model, dict[str, np.ndarray]]:

@@ -32,6 +32,8 @@ def _record(dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def product_shapes(rows: int, n: int, k: int) -> Shapes:
     """One matrix product y = x·Wᵀ, x f32[rows, k], for each kind of weights, as a model of its own."""
+    from exporter.lower.operators.matmul import NO_EPILOGUE
+    from exporter.lower.plan import FORMAT
     from exporter.storage import StoredTensor
 
     values = [
@@ -54,14 +56,14 @@ def product_shapes(rows: int, n: int, k: int) -> Shapes:
         dispatches.append(
             {
                 "kernel": "linear",
-                "options": {"weights": kind, "bias": False, "aligned": True},
+                "options": {"weights": kind, "bias": False, "aligned": True, "epilogue": "none"},
                 "constants": {"N": n, "K": k, "GROUP": group},
-                "uniforms": {"rows": rows, "x_offset": 0, "x_stride": k, "y_offset": 0, "y_stride": n},
+                "uniforms": {"rows": rows, "x_offset": 0, "x_stride": k, **NO_EPILOGUE, "y_offset": 0, "y_stride": n},
                 "bindings": {"x": 0, **bindings, "y": 1},
             }
         )
     plan = {
-        "format": 2, "component": "denoiser", "symbols": [], "arenas": 0, "values": values, "loops": [],
+        "format": FORMAT, "component": "denoiser", "symbols": [], "arenas": 0, "values": values, "loops": [],
         "dispatches": dispatches,
     }  # fmt: skip
     return {"components": {"denoiser": {"plan": plan, "tensors": tensors}}, "text_tokens": 1, "downscale": 16}

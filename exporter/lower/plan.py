@@ -18,7 +18,7 @@ from exporter.lower.operators import OPERATORS, WRITES_ROWS
 from exporter.lower.sizes import Size, product, shape_of
 from exporter.passes import run_passes
 
-FORMAT = 2
+FORMAT = 3
 
 # Sizes for which the arenas are divided best: a picture of 1024x1024.
 TYPICAL = {"text_tokens": 512, "image_tokens": 4096, "rows": 64, "columns": 64, **free_symbols()}

@@ -10,6 +10,8 @@ from exporter.passes.fuse_latents_unpack import fuse_latents_unpack
 from exporter.passes.fuse_linear import fuse_linear
 from exporter.passes.fuse_modulation import fuse_modulation
 from exporter.passes.fuse_norm_rotary import fuse_norm_rotary
+from exporter.passes.fuse_residual import fuse_residual
+from exporter.passes.fuse_swiglu import fuse_swiglu
 from exporter.passes.join_parts import join_parts
 from exporter.passes.split_linear import split_linear
 from exporter.passes.split_upsampled import split_upsampled
@@ -23,6 +25,8 @@ PASSES = (
     fuse_latents_unpack,
     fuse_conv,
     split_upsampled,
+    fuse_swiglu,
+    fuse_residual,
     split_linear,
 )
 

@@ -1,14 +1,11 @@
-"""layer_norm(x)·(1 + scale) + shift becomes `ModulatedNorm`; x + gate·y becomes `GateResidual`.
-
-Scale, shift and gate are single rows that broadcast over the tokens.
-"""
+"""layer_norm(x)·(1 + scale) + shift becomes `ModulatedNorm`; scale and shift are single rows, for all tokens."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from exporter.passes.match import attribute, constant, is_scalar, only_user, producer, replace
+from exporter.passes.match import attribute, constant, is_row, is_scalar, only_user, producer, replace
 
 
 def _one_plus(value: ir.Value) -> ir.Value | None:
@@ -21,13 +18,6 @@ def _one_plus(value: ir.Value) -> ir.Value | None:
         if is_scalar(one, 1.0):
             return scale
     return None
-
-
-def is_row(value: ir.Value | None) -> bool:
-    """A value with one row: all axes but the last are 1."""
-    if value is None or value.shape is None:
-        return False
-    return all(size == 1 for size in list(value.shape)[:-1])
 
 
 def plain_layer_norm(node: ir.Node | None) -> bool:
@@ -54,15 +44,3 @@ def fuse_modulation(model: ir.Model) -> None:
         )
         graph.remove(product, safe=True)
         graph.remove(norm, safe=True)
-    for add in [n for n in graph if n.op_type == "Add" and n.domain == ""]:
-        for residual, gated in (add.inputs, add.inputs[::-1]):
-            product = producer(gated, "Mul")
-            if product is None or len(gated.uses()) != 1 or str(residual.shape) != str(add.outputs[0].shape):
-                continue
-            rows = [is_row(i) for i in product.inputs]
-            if rows[0] == rows[1]:
-                continue
-            gate, x = product.inputs if rows[0] else product.inputs[::-1]
-            replace(graph, add, "GateResidual", [residual, gate, x])
-            graph.remove(product, safe=True)
-            break

@@ -55,6 +55,13 @@ def is_scalar(value: ir.Value | None, number: float) -> bool:
     return data is not None and data.size == 1 and float(data.reshape(())) == number
 
 
+def is_row(value: ir.Value | None) -> bool:
+    """A value with one row: all axes but the last are 1."""
+    if value is None or value.shape is None:
+        return False
+    return all(size == 1 for size in list(value.shape)[:-1])
+
+
 def replace(
     graph: ir.Graph,
     old: ir.Node,

@@ -169,8 +169,7 @@ def emulated(rendered: Rendered, case: Case, job: dict[str, Any]) -> dict[str, A
     operand = rendered.variant.context["operand"]
     depth = 32 if operand == "f16" else 64
     small = render(rendered.kernel, case.options, rendered.variant.name, {**tile, "depth": depth})
-    sizes = case.uniforms["rows"], case.constants["N"]
-    groups = [-(-sizes[1] // tile["tile_columns"]), -(-sizes[0] // tile["tile_rows"]), 1]
+    groups = [evaluate(count, {**case.constants, **case.uniforms}) for count in small.groups]
     features = [name for name in job["features"] if name == "shader-f16"]
     text = _without_matrices(small.wgsl, operand, job["label"])
     return {**job, "wgsl": text, "file": f"emulated {small.file}", "groups": groups, "limits": {}, "features": features}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
+from exporter.lower.operators.matmul import NO_EPILOGUE
 from tests.runtime.conftest import copy_with_kernels, open_page
 
 N, K, ROWS = 256, 128, 512
@@ -18,15 +19,15 @@ N, K, ROWS = 256, 128, 512
 def linear(weights: str, n: int, tensors: dict[str, str]) -> dict[str, Any]:
     return {
         "kernel": "linear",
-        "options": {"weights": weights, "bias": False, "aligned": True},
+        "options": {"weights": weights, "bias": False, "aligned": True, "epilogue": "none"},
         "constants": {"N": n, "K": K, "GROUP": 128},
-        "uniforms": {"rows": "image_tokens", "x_offset": 0, "x_stride": K, "y_offset": 0, "y_stride": n},
+        "uniforms": {"rows": "image_tokens", "x_offset": 0, "x_stride": K, **NO_EPILOGUE, "y_offset": 0, "y_stride": n},
         "bindings": {"x": 0, **tensors, "y": 1},
     }
 
 
 PLAN: dict[str, Any] = {
-    "format": 2, "component": "denoiser", "symbols": ["image_tokens"], "arenas": 0, "loops": [],
+    "format": 3, "component": "denoiser", "symbols": ["image_tokens"], "arenas": 0, "loops": [],
     "values": [
         {"name": "x", "role": "input", "dtype": "f32", "elements": ["mul", "image_tokens", K]},
         {"name": "y", "role": "output", "dtype": "f32", "elements": ["mul", "image_tokens", N]},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
+from exporter.lower.operators.matmul import NO_EPILOGUE
 from tests.runtime.conftest import array, copy_with_kernels, open_page
 from tests.runtime.test_executor import text
 from webgpu_kernels.weights import dense, random_weights
@@ -23,16 +24,16 @@ def _linear(x: int, y: int, name: str) -> dict[str, Any]:
     tensors = {part: f"{name}.{part}" for part in ("codes", "scales", *(("offsets",) if kind == "int8" else ()))}
     return {
         "kernel": "linear",
-        "options": {"weights": kind, "bias": False, "aligned": True},
+        "options": {"weights": kind, "bias": False, "aligned": True, "epilogue": "none"},
         "constants": {"N": n, "K": k, "GROUP": 128},
-        "uniforms": {"rows": "rows", "x_offset": 0, "x_stride": k, "y_offset": 0, "y_stride": n},
+        "uniforms": {"rows": "rows", "x_offset": 0, "x_stride": k, **NO_EPILOGUE, "y_offset": 0, "y_stride": n},
         "bindings": {"x": x, "y": y, **tensors},
     }
 
 
 # h = x·Aᵀ, y = x·Bᵀ, z = h·Cᵀ
 PLAN: dict[str, Any] = {
-    "format": 2, "component": "denoiser", "symbols": ["rows"], "arenas": 1, "loops": [],
+    "format": 3, "component": "denoiser", "symbols": ["rows"], "arenas": 1, "loops": [],
     "values": [
         {"name": "x", "role": "input", "dtype": "f32", "elements": ["mul", "rows", K]},
         {"name": "h", "role": "temporary", "dtype": "f32", "elements": ["mul", "rows", K], "arena": 0,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
+from exporter.lower.operators.matmul import NO_EPILOGUE
 from tests.runtime.conftest import array, copy_with_kernels, open_page
 
 N, K, ROWS = 24, 32, 5
@@ -18,9 +19,9 @@ N, K, ROWS = 24, 32, 5
 def linear(x: Any, y: Any, n: int, k: int, weight: str) -> dict[str, Any]:
     return {
         "kernel": "linear",
-        "options": {"weights": "f32", "bias": False, "aligned": True},
+        "options": {"weights": "f32", "bias": False, "aligned": True, "epilogue": "none"},
         "constants": {"N": n, "K": k, "GROUP": 128},
-        "uniforms": {"rows": "rows", "x_offset": 0, "x_stride": k, "y_offset": 0, "y_stride": n},
+        "uniforms": {"rows": "rows", "x_offset": 0, "x_stride": k, **NO_EPILOGUE, "y_offset": 0, "y_stride": n},
         "bindings": {"x": x, "weight": weight, "y": y},
         "source": f"{weight} of the test",
     }
@@ -54,7 +55,7 @@ def temporary(name: str, columns: int, arena: int, first: int, last: int) -> dic
 
 # y = x·Aᵀ·Bᵀ + x, then twice more through the same weights, so that arenas are used again.
 PLAN: dict[str, Any] = {
-    "format": 2, "component": "denoiser", "symbols": ["rows"], "arenas": 2, "loops": [],
+    "format": 3, "component": "denoiser", "symbols": ["rows"], "arenas": 2, "loops": [],
     "values": [
         {"name": "x", "role": "input", "dtype": "f32", "elements": ["mul", "rows", K]},
         temporary("h", N, 0, 0, 1), temporary("u", K, 1, 1, 2), temporary("s", K, 0, 2, 4),
@@ -229,7 +230,7 @@ def changed(path: tuple, value: Any) -> dict[str, Any]:
         (X, {"value": 0, "first": ["mul", 64, "band"], "elements": 8}, ROWS, "bad-bundle", "unknown symbol"),
         (("values", 2, "arena"), 0, ROWS, "bad-bundle", "dispatch 1 (linear, B of the test)"),
         (("values", 1, "elements"), 0, ROWS, "bad-bundle", "value h"),
-        (("format",), 2, 2**24, "limit-too-low", "bytes"),
+        (("format",), 3, 2**24, "limit-too-low", "bytes"),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused_and_frees_all(

@@ -10,7 +10,7 @@ from exporter.expressions import evaluate
 from exporter.lower.bands import free_symbols
 
 PLAN: dict[str, Any] = {
-    "format": 2,
+    "format": 3,
     "component": "denoiser",
     "symbols": ["rows"],
     "arenas": 2,
@@ -90,9 +90,9 @@ def test_good_documents_are_taken(calculator: Page) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        (("format",), 3, "newer"),
-        (("format",), 1, "expected format 2"),
-        (("format",), "2", "format 2"),
+        (("format",), 4, "newer"),
+        (("format",), 2, "expected format 3"),
+        (("format",), "3", "format 3"),
         (("values",), None, "values"),
         (("loops",), None, "loops"),
         (("loops",), [LOOP, LOOP], "dispatches from 2 to 1"),

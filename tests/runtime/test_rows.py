@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from exporter.lower.operators.matmul import NO_EPILOGUE
+
 LIMIT = 1024 * 1024
 
 
@@ -32,9 +34,9 @@ COMPONENT = {
 def linear(**bindings: Any) -> dict[str, Any]:
     return {
         "kernel": "linear",
-        "options": {"weights": "binary", "bias": True, "aligned": True},
+        "options": {"weights": "binary", "bias": True, "aligned": True, "epilogue": "none"},
         "constants": {"N": 2500, "K": 8192, "GROUP": 512},
-        "uniforms": {"rows": "rows", "x_offset": 0, "x_stride": 8192, "y_offset": 64, "y_stride": 2500},
+        "uniforms": {"rows": "rows", "x_offset": 0, "x_stride": 8192, **NO_EPILOGUE, "y_offset": 64, "y_stride": 2500},
         "bindings": {"x": 0, "codes": "m.codes", "scales": "m.scales", "bias": "m.bias", "y": 1, **bindings},
     }
 
@@ -56,7 +58,7 @@ def plan(*dispatches: dict[str, Any]) -> dict[str, Any]:
         {"name": "u", "role": "temporary", "dtype": "f32", "elements": 1, "arena": 0, "first": last, "last": last},
     ]
     return {
-        "format": 2,
+        "format": 3,
         "component": "denoiser",
         "symbols": ["rows"],
         "arenas": 1,
@@ -104,6 +106,31 @@ def test_a_linear_of_some_rows_is_cut_where_its_tensor_is(calculator: Page) -> N
     ]
     assert [d["bindings"]["scales"]["first"] for d in made] == [896, 1024]
     assert [d["constants"]["N"] for d in made] == [128, 128]
+
+
+def test_what_a_product_is_added_to_moves_with_its_columns(calculator: Page) -> None:
+    gated = linear(residual=2, gate=0)
+    gated["options"]["epilogue"] = "gate_residual"
+    gated["uniforms"] |= {"residual_offset": 32, "gate_offset": 96}
+    made = split(calculator, plan(gated))["made"]["dispatches"]
+    places = [[d["uniforms"][name] for name in ("residual_offset", "gate_offset", "y_offset")] for d in made]
+    assert places == [[["add", first, start] for first in (32, 96, 64)] for start in (0, 1024, 2048)]
+
+
+@pytest.mark.parametrize(("first", "cut"), [(0, False), (896, True), (1024, False)])
+def test_gates_are_not_parted_from_their_ups(calculator: Page, first: int, cut: bool) -> None:
+    pairs = {name: {"tensor": f"m.{name}", "first": first, "rows": 512} for name in ("codes", "scales", "bias")}
+    swiglu = linear(**pairs)
+    swiglu["options"]["epilogue"] = "swiglu"
+    swiglu["constants"]["N"] = 256
+    found = split(calculator, plan(swiglu))
+    if cut:
+        assert found["error"]["code"] == "limit-too-low" and "m.codes" in found["error"]["message"]
+        return
+    (dispatch,) = found["made"]["dispatches"]
+    assert dispatch["constants"]["N"] == 256 and dispatch["uniforms"] == swiglu["uniforms"]
+    piece = f"m.codes@{first}" if first else "m.codes"
+    assert dispatch["bindings"]["codes"] == {"tensor": piece, "first": 0, "rows": 512}
 
 
 def test_an_embedding_looks_its_rows_up_window_by_window(calculator: Page) -> None:

@@ -30,7 +30,7 @@ PLACE = {"offset": 0, "stride": SIZE, "head_stride": SIZE}
 ELEMENTS = ["mul", "rows", SIZE]
 # y = attention of x·Aᵀ to x
 PLAN: dict[str, Any] = {
-    "format": 2, "component": "denoiser", "symbols": ["rows"], "arenas": 1, "loops": [],
+    "format": 3, "component": "denoiser", "symbols": ["rows"], "arenas": 1, "loops": [],
     "values": [
         {"name": "x", "role": "input", "dtype": "f32", "elements": ELEMENTS},
         {"name": "q", "role": "temporary", "dtype": "f32", "elements": ELEMENTS, "arena": 0, "first": 0, "last": 1},
@@ -82,12 +82,17 @@ CASES = """async ([dispatch, sizes, longest]) => (await load("slices")).partsOf(
 
 def test_parts_move_offsets_by_rows_and_stay_whole_tiles(browser: Browser, kernel_site: str) -> None:
     sizes = {"rows": 1000, "N": 512, "K": 512, "x_offset": 64, "x_stride": 600, "y_offset": 8, "y_stride": 520}
+    sizes |= {"residual_offset": 16, "residual_stride": 530, "gate_offset": 24}
     with open_page(browser, kernel_site) as page:
         found = page.evaluate(CASES, [{"kernel": "linear", "options": {}}, sizes, 512 * 512 * 300])
+        twice = page.evaluate(CASES, [{"kernel": "linear", "options": {"epilogue": "swiglu"}}, sizes, 512 * 512 * 300])
         causal = page.evaluate(CASES, [{"kernel": "attention", "options": {"mask": "causal"}}, {}, 1])
         other = page.evaluate(CASES, [{"kernel": "swiglu", "options": {}}, {"rows": 5000}, 1])
     assert [part["first"] for part in found] == [0, 256, 512, 768]
     assert [part["sizes"]["rows"] for part in found] == [256, 256, 256, 232]
     assert [part["sizes"]["x_offset"] for part in found] == [64 + first * 600 for first in (0, 256, 512, 768)]
     assert [part["sizes"]["y_offset"] for part in found] == [8 + first * 520 for first in (0, 256, 512, 768)]
+    assert [part["sizes"]["residual_offset"] for part in found] == [16 + first * 530 for first in (0, 256, 512, 768)]
+    assert {part["sizes"]["gate_offset"] for part in found} == {24}
+    assert len(twice) == 8
     assert len(causal) == len(other) == 1

@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 
 from webgpu_kernels.grid import Tile, threads, tiled
-from webgpu_kernels.registry import MATRIX_FEATURE, Binding, Case, Kernel, Numbers, Options, Variant, register
+from webgpu_kernels.operands import SEGMENT
+from webgpu_kernels.registry import (
+    MATRIX_FEATURE,
+    Binding,
+    Case,
+    Expression,
+    Groups,
+    Kernel,
+    Numbers,
+    Options,
+    Variant,
+    register,
+)
 from webgpu_kernels.weights import LOW_BIT, dense, random_weights, weight_bindings
 
 Arrays = dict[str, np.ndarray]
@@ -33,7 +45,23 @@ MATRIX_F16 = {
 }
 MATRIX_INT8 = {**MATRIX_F16, "operand": "int8", "depth": 64}
 MATRIX_INT8_GROUPS = {**MATRIX_INT8, "groups": True, "sub_columns": 32}
+# none: x·Wᵀ + bias; residual and gate_residual add it, times one row, to what was there; swiglu takes W of 2N rows, the
+# gates' before the ups'.
+EPILOGUES = ("none", "swiglu", "residual", "gate_residual")
 LINEAR_WEIGHTS = ("f16", "f32", "binary", "ternary", "int4", "int8")
+
+
+def _rows_of_w(options: Options) -> Expression:
+    """Rows of W: swiglu takes two for a column of y."""
+    return ["mul", 2, "N"] if options["epilogue"] == "swiglu" else "N"
+
+
+def _tile_groups(options: Options) -> Groups:
+    return TILE.groups(_rows_of_w(options), ["ceil_div", "rows", TILE.rows])
+
+
+def _tiled(options: Options) -> Groups:
+    return tiled(_rows_of_w(options), "rows")(options)
 
 
 def _limits(context: dict[str, Any]) -> dict[str, int]:
@@ -77,9 +105,17 @@ def _placed_rows(values: np.ndarray, offset: int, stride: int, elements: int) ->
 def _linear(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
     n, k, u = constants["N"], constants["K"], uniforms
     x = _rows(inputs["x"], u["x_offset"], u["x_stride"], u["rows"], k)
-    y = x @ dense(options["weights"], inputs, n, k, constants["GROUP"]).T
+    epilogue = options["epilogue"]
+    y = x @ dense(options["weights"], inputs, 2 * n if epilogue == "swiglu" else n, k, constants["GROUP"]).T
     if options["bias"]:
         y = y + inputs["bias"].astype(np.float64)
+    if epilogue == "swiglu":
+        gate, up = y[:, :n], y[:, n:]
+        y = gate * 0.5 * (1 + np.tanh(0.5 * gate)) * up
+    if epilogue == "gate_residual":
+        y = y * inputs["gate"][u["gate_offset"] :][:n].astype(np.float64)
+    if epilogue in ("residual", "gate_residual"):
+        y = y + _rows(inputs["residual"], u["residual_offset"], u["residual_stride"], u["rows"], n)
     return {"y": _placed_rows(y, u["y_offset"], u["y_stride"], outputs["y"])}
 
 
@@ -94,20 +130,28 @@ def _linear_case(
     aligned: bool = True,
     gap: int = 0,
     scale: float = 1.0,
+    epilogue: str = "none",
 ) -> Case:
-    """`gap` is the number of unused elements before x and y and between their rows; x reaches 3 `scale`."""
+    """`gap` is the number of unused elements before x, y, residual and gate and between rows; x reaches 3 `scale`."""
     rng = np.random.default_rng([rows, n, k])
     x = (rng.standard_normal(gap + rows * (k + gap)).clip(-3, 3) * scale).astype(np.float32)
-    inputs: dict[str, Any] = {"x": x, **random_weights(weights, n, k, group, seed=n + k)}
+    weight_rows = 2 * n if epilogue == "swiglu" else n
+    inputs: dict[str, Any] = {"x": x, **random_weights(weights, weight_rows, k, group, seed=n + k)}
     if bias:
-        inputs["bias"] = (rng.standard_normal(n) * scale).astype(np.float32)
+        inputs["bias"] = (rng.standard_normal(weight_rows) * scale).astype(np.float32)
+    if epilogue in ("residual", "gate_residual"):
+        inputs["residual"] = (rng.standard_normal(gap + rows * (n + gap)) * scale).astype(np.float32)
+    if epilogue == "gate_residual":
+        inputs["gate"] = rng.standard_normal(gap + n).astype(np.float32)
+    places = {"residual_offset": gap, "residual_stride": n + gap, "gate_offset": gap}
     y_stride = n + gap if not aligned else -(-n // 4) * 4 + gap
-    name = f"{weights}-{rows}x{n}x{k}{'-bias' if bias else ''}{'' if aligned else '-unaligned'}"
+    told = [weights, f"{rows}x{n}x{k}", *["bias"] * bias, *["unaligned"] * (not aligned), epilogue]
+    name = "-".join(word for word in told if word != "none")
     return Case(
         name if group == 128 else f"{name}-group{group}",
-        {"weights": weights, "bias": bias, "aligned": aligned},
+        {"weights": weights, "bias": bias, "aligned": aligned, "epilogue": epilogue},
         {"N": n, "K": k, "GROUP": group},
-        {"rows": rows, "x_offset": gap, "x_stride": k + gap, "y_offset": gap, "y_stride": y_stride},
+        {"rows": rows, "x_offset": gap, "x_stride": k + gap, "y_offset": gap, "y_stride": y_stride, **places},
         inputs,
         {"y": gap + rows * y_stride},
         error=3e-6,
@@ -132,7 +176,22 @@ def _linear_cases() -> list[Case]:
             case(weights, 3, 17, 128, gap=4),
             case(weights, 77, 65, 384, bias=True, scale=41_000 / 3),
             case(weights, 9, 6, 256, aligned=False, gap=5),
+            case(weights, 77, 65, 384, epilogue="swiglu"),
+            case(weights, 4, 130, 128, epilogue="swiglu", bias=True, gap=4),
+            case(weights, 131, 36, 256, epilogue="gate_residual", scale=41_000 / 3),
+            case(weights, 3, 70, 128, epilogue="gate_residual", gap=4),
         ]
+    cases += [
+        case("f16", 77, 37, 160, epilogue="swiglu", bias=True, scale=41_000 / 3),
+        case("f16", 5, 33, 37, aligned=False, gap=3, epilogue="swiglu", bias=True),
+        case("f32", 66, 9, 148, epilogue="swiglu"),
+        case("f32", 2, 9, 15, aligned=False, gap=2, epilogue="gate_residual", bias=True),
+        case("f16", 67, 50, 64, epilogue="gate_residual", bias=True, gap=4),
+        case("f16", 66, 65, 148, epilogue="residual", bias=True),
+        case("int4", 130, 130, 256, epilogue="residual", gap=4, group=64),
+        case("int4", 4, 9, 64, epilogue="residual", bias=True, group=32),
+        case("ternary", 9, 6, 256, aligned=False, gap=5, epilogue="swiglu"),
+    ]
     return [
         *cases,
         case("int4", 4, 5, 96, group=32),
@@ -148,23 +207,29 @@ register(
             Binding("x"),
             *weight_bindings(LINEAR_WEIGHTS),
             Binding("bias", when={"bias": (True,)}),
+            Binding("residual", when={"epilogue": ("residual", "gate_residual")}),
+            Binding("gate", when={"epilogue": ("gate_residual",)}),
             Binding("y", "read_write"),
         ),
         constants={"N": "u32", "K": "u32", "GROUP": "u32"},
-        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32", "y_offset": "u32", "y_stride": "u32"},
-        options={"weights": LINEAR_WEIGHTS, "bias": (False, True), "aligned": (True, False)},
+        uniforms=dict.fromkeys(
+            ["rows", "x_offset", "x_stride"]
+            + ["residual_offset", "residual_stride", "gate_offset", "y_offset", "y_stride"],
+            "u32",
+        ),
+        options={"weights": LINEAR_WEIGHTS, "bias": (False, True), "aligned": (True, False), "epilogue": EPILOGUES},
         variants=(
             Variant(
                 "f32",
                 "linear.wgsl",
-                TILE.groups("N", ["ceil_div", "rows", TILE.rows]),
+                _tile_groups,
                 context=TILE.context(),
                 elements=_linear_elements,
             ),
             Variant(
                 "f32_staged",
                 "linear_outer.wgsl",
-                tiled("N", "rows"),
+                _tiled,
                 limits=_limits(F32_STAGED),
                 context=F32_STAGED,
                 elements=_linear_elements,
@@ -173,7 +238,7 @@ register(
             Variant(
                 "f16",
                 "linear_outer.wgsl",
-                tiled("N", "rows"),
+                _tiled,
                 features=("shader-f16",),
                 limits=_limits(F16),
                 context=F16,
@@ -184,20 +249,20 @@ register(
             Variant(
                 "int8",
                 "linear_outer.wgsl",
-                tiled("N", "rows"),
+                _tiled,
                 limits=_limits(INT8),
                 context=INT8,
                 elements=_converted_elements,
                 error=2e-2,
                 when={"weights": tuple(LOW_BIT), "aligned": (True,)},
-                multiples={"K": 128, "GROUP": INT8["depth"]},
+                multiples={"K": SEGMENT, "GROUP": SEGMENT},
                 language_features=("packed_4x8_integer_dot_product",),
                 converts={"x": "int8"},
             ),
             Variant(
                 "matrix_f16",
                 "linear_matrix.wgsl",
-                tiled("N", "rows"),
+                _tiled,
                 features=("shader-f16", "subgroups", MATRIX_FEATURE),
                 limits=_limits(MATRIX_F16),
                 context=MATRIX_F16,
@@ -211,7 +276,7 @@ register(
             Variant(
                 "matrix_int8",
                 "linear_matrix.wgsl",
-                tiled("N", "rows"),
+                _tiled,
                 features=("subgroups", MATRIX_FEATURE),
                 limits=_limits(MATRIX_INT8),
                 context=MATRIX_INT8,
@@ -226,14 +291,14 @@ register(
             Variant(
                 "matrix_int8_groups",
                 "linear_matrix.wgsl",
-                tiled("N", "rows"),
+                _tiled,
                 features=("subgroups", MATRIX_FEATURE),
                 limits=_limits(MATRIX_INT8_GROUPS),
                 context=MATRIX_INT8_GROUPS,
                 elements=_converted_elements,
                 error=2e-2,
                 when={"weights": tuple(LOW_BIT), "aligned": (True,)},
-                multiples={"K": 128, "GROUP": MATRIX_INT8_GROUPS["depth"]},
+                multiples={"K": SEGMENT, "GROUP": SEGMENT},
                 language_features=("packed_4x8_integer_dot_product",),
                 matrix=("i8", "i32", 16, 16, 32),
                 converts={"x": "int8"},

@@ -1,4 +1,4 @@
-"""Elementwise kernels: swiglu, gate_residual, unary and binary.
+"""Elementwise kernels: swiglu, unary and binary.
 
 `unary` and `binary` take any strided views; the axes beyond `rank` have size 1 and stride 0.
 """
@@ -89,65 +89,6 @@ SWIGLU = register(
         variants=(Variant("baseline", "swiglu.wgsl", _BLOCKED_ROWS),),
         reference=_swiglu_reference,
         cases=_swiglu_cases,
-    )
-)
-
-
-def _gate_residual_reference(inputs, options, constants, uniforms, outputs) -> dict[str, np.ndarray]:
-    sizes = (uniforms["rows"], constants["COLUMNS"])
-    residual = gather(inputs["residual"], uniforms["residual_offset"], sizes, (uniforms["residual_stride"], 1))
-    gate = gather(inputs["gate"], uniforms["gate_offset"], sizes[1:], (1,))
-    x = gather(inputs["x"], uniforms["x_offset"], sizes, (uniforms["x_stride"], 1))
-    y = residual + gate * x
-    return {"y": scatter(outputs["y"], uniforms["y_offset"], (uniforms["y_stride"], 1), y)}
-
-
-def _gate_residual_cases() -> list[Case]:
-    cases = []
-    for name, rows, columns, magnitude in (
-        ("one", 1, 1, 1.0),
-        ("odd", 77, 301, 1.0),
-        ("large", 3, 256, LARGE),
-        ("folded", FOLDED_ROWS, 1, 1.0),
-    ):
-        random = np.random.default_rng(2)
-        residual, x = random.standard_normal((2, rows, columns)) * magnitude
-        gate = random.standard_normal(columns)
-        uniforms = {
-            "rows": rows, "residual_offset": 3, "residual_stride": columns + 2, "gate_offset": 9, "x_offset": 1,
-            "x_stride": columns + 5, "y_offset": 0, "y_stride": columns + 1,
-        }  # fmt: skip
-        inputs = {
-            "residual": guarded(3 + rows * (columns + 2), 3, (columns + 2, 1), residual),
-            "gate": guarded(9 + columns, 9, (1,), gate),
-            "x": guarded(1 + rows * (columns + 5), 1, (columns + 5, 1), x),
-        }
-        cases.append(Case(name, {}, {"COLUMNS": columns}, uniforms, inputs, {"y": rows * (columns + 1)}))
-    return cases
-
-
-GATE_RESIDUAL = register(
-    Kernel(
-        name="gate_residual",
-        bindings=(Binding("residual"), Binding("gate"), Binding("x"), Binding("y", "read_write")),
-        constants={"COLUMNS": "u32"},
-        uniforms=dict.fromkeys(
-            [
-                "rows",
-                "residual_offset",
-                "residual_stride",
-                "gate_offset",
-                "x_offset",
-                "x_stride",
-                "y_offset",
-                "y_stride",
-            ],
-            "u32",
-        ),
-        options={},
-        variants=(Variant("baseline", "gate_residual.wgsl", _BLOCKED_ROWS),),
-        reference=_gate_residual_reference,
-        cases=_gate_residual_cases,
     )
 )
 

@@ -93,7 +93,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) in
         return;
     }
     image_row = params.row_first + band_row;
-{{ registers.begin(tile_rows, tile_columns, "OUT_CHANNELS") }}
+{{ registers.begin(tile_rows, tile_columns, "min(%s, OUT_CHANNELS - 1u)") }}
 {% if aligned %}
     if (KERNEL_SIZE == 3u) {
 {{ three_taps() }}

@@ -1,24 +1,29 @@
-// y = x · Wᵀ + bias. x: f32[rows, K]; W: [N, K] in one of the formats of lib/unpack_*; y: f32[rows, N].
-// Each thread owns {{ tile_rows }} rows by {{ tile_columns }} columns of y in named registers and unpacks every weight once
-// for all its rows. No workgroup memory: every operand comes through the cache.
+// y = x · Wᵀ + bias, and what lib/epilogue.wgsl makes of it. x: f32[rows, K]; W in one of the formats of lib/unpack_*;
+// y: f32[rows, N]. Each thread owns {{ tile_rows }} rows of x by {{ tile_columns }} of W in named registers and unpacks every
+// weight once for all its rows. No workgroup memory: every operand comes through the cache.
 {% import "lib/tile.wgsl" as registers %}
 {{ interface }}
 {% include "lib/unpack_" ~ weights ~ ".wgsl" %}
 {% include "lib/linear_rows.wgsl" %}
 {% set vectors = 1 if weights in ("f16", "f32") else 2 %}
+{% set half = tile_columns // 2 %}
+{% set swiglu = epilogue == "swiglu" %}
+{% include "lib/epilogue.wgsl" %}
 
-fn store_four(row: u32, column: u32, sums: vec4f) {
+// Four columns of a row of y from that of a column of the tile on, those inside y.
+fn store_four(row: u32, tile_column: u32, {{ "gates: vec4f, ups: vec4f" if swiglu else "sums: vec4f" }}) {
+    let column = y_column(tile_column);
     if (row >= params.rows || column >= N) {
         return;
     }
     let first = params.y_offset + row * params.y_stride + column;
     for (var i = 0u; i < min(4u, N - column); i++) {
-        y[first + i] = sums[i]{{ " + bias[column + i]" if bias }};
+        y[first + i] = finished(row, column + i, {{ "gates[i], ups[i]" if swiglu else "sums[i]" }});
     }
 }
 
 {% macro tile(rows) %}
-{{ registers.begin(rows, tile_columns, "N") }}
+{{ registers.begin(rows, tile_columns, "w_row(%s)") }}
 {% for r in range(rows) %}
     let x_row{{ r }} = x_row(row + {{ r }}u);
 {% endfor %}
@@ -31,15 +36,15 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
         load_x(x_row{{ r }}, step * {{ vectors }}u + {{ v }}u)
 {% endcall %}
     }
-{{ registers.end(rows, tile_columns) }}
+{{ registers.end(rows, tile_columns, half if swiglu else 0) }}
 {% endmacro %}
-{{ registers.threads(tile_columns, "N") }}
+{{ registers.threads(half if swiglu else tile_columns, "N") }}
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) index: u32) {
     let tile = thread_tile(group, index);
     let column = tile.x * {{ tile_columns }}u;
     let first_row = tile.y * {{ tile_rows }}u;
-    if (column >= N || first_row >= params.rows) {
+    if (y_column(column) >= N || first_row >= params.rows) {
         return;
     }
     if (params.rows - first_row <= 2u) {

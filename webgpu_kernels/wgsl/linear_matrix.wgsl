@@ -29,11 +29,15 @@ diagnostic(off, chromium.subgroup_matrix_uniformity);
 {% set size = [(tile_rows + tile_columns) * line, subgroups * band] | max %}
 {% set bands = [fragment_rows, size // (subgroups * band)] | min %}
 {% set input = "f16" if operand == "f16" else "i8" %}
-// y = x · Wᵀ + bias on matrix units. Operands are {{ operand }}, sums {{ sum_type }}: x converted before, W unpacked into
+{% set half = sub_columns // 2 %}
+{% set swiglu = epilogue == "swiglu" %}
+// y = x · Wᵀ + bias, and what lib/epilogue.wgsl makes of it, on matrix units.
+// Operands are {{ operand }}, sums {{ sum_type }}: x converted before, W unpacked into
 // workgroup memory. A subgroup of 32 threads computes {{ sub_rows }} rows by {{ sub_columns }} columns of a tile of {{ tile_rows }} by {{ tile_columns }}.
 {{ interface }}
 override STEPS: u32 = K / {{ depth }}u;
 override X_QUADS: u32 = K / {{ quad }}u;
+{% include "lib/epilogue.wgsl" %}
 {% include "lib/sixteen.wgsl" %}
 
 alias Left = subgroup_matrix_left<{{ input }}, {{ fragment_k }}, 16>;
@@ -60,7 +64,7 @@ fn bytes_of(packed: Sixteen) -> vec4u {
 
 // Scale and offset of a group of a column.
 fn group_scale(column: u32, group: u32) -> vec2f {
-    let index = min(column, N - 1u) * GROUPS + group;
+    let index = w_row(column) * GROUPS + group;
     let scale = unpack2x16float(half_bits(scales[index / 2u], index)).x;
 {% if affine %}
     let offset = unpack2x16float(half_bits(offsets[index / 2u], index)).x;
@@ -126,6 +130,18 @@ fn bytes_of(packed: Sixteen, bits: u32, to_code: f32) -> vec4u {
 {% endif %}
 
 {% include "lib/store_four.wgsl" %}
+{% if swiglu or not groups %}
+
+// Four sums of a row, from column `line` of the tile on, as they lie in workgroup memory: times their scales.
+fn scaled(row: u32, line: u32, bits: vec4u) -> vec4f {
+{% if operand == "int8" and not groups %}
+    let column_scale = vec4f({% for i in range(4) %}column_scales[line + {{ i }}u]{{ ", " if i < 3 }}{% endfor %});
+    return vec4f(bitcast<vec4i>(bits)) * (x_scales[min(row, params.rows - 1u)].x * column_scale);
+{% else %}
+    return bitcast<vec4f>(bits);
+{% endif %}
+}
+{% endif %}
 
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
@@ -144,12 +160,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {% for i in range(w_loads) %}
     let w_line{{ i }} = (thread + {{ i * threads }}u) / {{ depth // 16 }}u;
     let w_part{{ i }} = (thread + {{ i * threads }}u) % {{ depth // 16 }}u;
-    let w_column{{ i }} = min(first_column + w_line{{ i }}, N - 1u);
+    let w_column{{ i }} = w_row(first_column + w_line{{ i }});
     let w_to{{ i }} = ({{ tile_rows }}u + w_line{{ i }}) * {{ line }}u + w_part{{ i }} * {{ 16 // quad }}u;
 {% endfor %}
 {% if operand == "int8" and not groups %}
     for (var line = thread; line < {{ tile_columns }}u; line += {{ threads }}u) {
-        column_scales[line] = greatest(min(first_column + line, N - 1u)) / 127.0;
+        column_scales[line] = greatest(w_row(first_column + line)) / 127.0;
     }
     workgroupBarrier();
 {% for i in range(w_loads) %}
@@ -240,40 +256,39 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
         workgroupBarrier();
 {% endif %}
     }
-{% if groups %}
+{% if groups and not swiglu %}
 {% for r in range(fragment_rows) %}
 {% for j in range(sub_columns // 8) %}
     store_four(own_row + {{ 16 * r + j * (128 // sub_columns) }}u, own_column, total{{ r }}_{{ j }});
 {% endfor %}
 {% endfor %}
 {% else %}
-{% if operand == "f16" and not bias %}
-    if (first_row + {{ tile_rows }}u <= params.rows && first_column + {{ tile_columns }}u <= N) {
-        let y_at = params.y_offset + (first_row + sub_row) * params.y_stride + first_column + sub_column;
-{% for r in range(fragment_rows) %}
-{% for c in range(fragment_columns) %}
-        subgroupMatrixStore<row_major>(&y, y_at + {{ 16 * r }}u * params.y_stride + {{ 16 * c }}u, sum{{ r }}_{{ c }}, params.y_stride);
-{% endfor %}
-{% endfor %}
-        return;
-    }
-{% endif %}
+{% set four = sub_columns // 4 %}
     // Sixteen rows of every subgroup's part at a time, through workgroup memory.
-    let part = subgroup * {{ 4 * sub_columns }}u;
+    let part = subgroup * {{ 16 * four }}u;
 {% for r in range(fragment_rows) %}
     workgroupBarrier();
-{% for c in range(fragment_columns) %}
-    subgroupMatrixStore<row_major>(&staged, part + {{ 4 * c }}u, sum{{ r }}_{{ c }}, {{ sub_columns // 4 }}u);
+{% if groups %}
+{% for j in range(four // 2) %}
+    staged[part + {{ 32 * j }}u + lane] = bitcast<vec4u>(total{{ r }}_{{ j }});
 {% endfor %}
-    workgroupBarrier();
-    for (var i = lane; i < {{ 4 * sub_columns }}u; i += 32u) {
-        let row = first_row + sub_row + {{ 16 * r }}u + i / {{ sub_columns // 4 }}u;
-        let line = sub_column + i % {{ sub_columns // 4 }}u * 4u;
-        let sums = {{ "bitcast<vec4f>(staged[part + i])" if operand == "f16" else "vec4f(bitcast<vec4i>(staged[part + i]))" }};
-{% if operand == "int8" %}
-        let row_scales = x_scales[min(row, params.rows - 1u)].x * vec4f({% for i in range(4) %}column_scales[line + {{ i }}u]{{ ", " if i < 3 }}{% endfor %});
+{% else %}
+{% for c in range(fragment_columns) %}
+    subgroupMatrixStore<row_major>(&staged, part + {{ 4 * c }}u, sum{{ r }}_{{ c }}, {{ four }}u);
+{% endfor %}
 {% endif %}
-        store_four(row, first_column + line, sums{{ " * row_scales" if operand == "int8" }});
+    workgroupBarrier();
+{% set fours = four // 2 if swiglu else four %}
+    for (var i = lane; i < {{ 16 * fours }}u; i += 32u) {
+        let row = first_row + sub_row + {{ 16 * r }}u + i / {{ fours }}u;
+        let four = i % {{ fours }}u;
+        let at = part + i / {{ fours }}u * {{ four }}u + four;
+        let line = sub_column + four * 4u;
+{% if swiglu %}
+        store_four(row, y_column(first_column + line), scaled(row, line, staged[at]), scaled(row, line + {{ half }}u, staged[at + {{ fours }}u]));
+{% else %}
+        store_four(row, first_column + line, scaled(row, line, staged[at]));
+{% endif %}
     }
 {% endfor %}
 {% endif %}

@@ -13,10 +13,14 @@
 {% set element = {"f32": "vec4f", "f16": "vec4h", "int8": "vec4u"}[operand] %}
 {% set vectors = 1 if weights in ("f16", "f32") else 2 %}
 {% set affine = weights in ("int4", "int8") %}
-// y = x · Wᵀ + bias as a sum of outer products, for adapters with workgroup memory of their own. 256 threads share a tile of
+{% set half = tile_columns // 2 %}
+{% set swiglu = epilogue == "swiglu" %}
+// y = x · Wᵀ + bias, and what lib/epilogue.wgsl makes of it, as a sum of outer products, for adapters with workgroup
+// memory of their own. 256 threads share a tile of
 // {{ tile_rows }} by {{ tile_columns }}; both operands are staged as {{ operand }}, K first, so that a step of a thread is {{ row_quads + column_quads }} loads for
 // {{ 4 * row_quads }} by {{ 4 * column_quads }} sums in named registers.
 {{ interface }}
+{% include "lib/epilogue.wgsl" %}
 {% include "lib/outer_" ~ ("bytes" if operand == "int8" else "values") ~ ".wgsl" %}
 
 // Lines of fours of rows and of columns.
@@ -94,8 +98,8 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
 {% endmacro %}
 {% if operand != "int8" %}
 // At most four rows: a thread a column wastes less than a tile.
-fn few_rows(column: u32) {
-    let weight_row = weight_row(column);
+fn few_sums(row: u32) -> vec4f {
+    let weight_row = weight_row(row);
 {% for r in range(4) %}
     let x_row{{ r }} = x_row({{ r }}u);
 {% endfor %}
@@ -111,8 +115,19 @@ fn few_rows(column: u32) {
         );
 {% endfor %}
     }
+    return sums;
+}
+
+fn few_rows(column: u32) {
+{% if swiglu %}
+    let gates = few_sums(column);
+    let ups = few_sums(N + column);
+{% else %}
+    let sums = few_sums(column);
+{% endif %}
     for (var row = 0u; row < params.rows; row++) {
-        y[params.y_offset + row * params.y_stride + column] = sums[row]{{ " + bias[column]" if bias }};
+        let value = finished(row, column, {{ "gates[row], ups[row]" if swiglu else "sums[row]" }});
+        y[params.y_offset + row * params.y_stride + column] = value;
     }
 }
 
@@ -123,8 +138,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     let first_column = group.x * {{ tile_columns }}u;
 {% if operand != "int8" %}
     if (params.rows <= 4u) {
-        if (thread < {{ tile_columns }}u && first_column + thread < N) {
-            few_rows(first_column + thread);
+        let column = y_column(first_column) + thread;
+        if (thread < {{ half if swiglu else tile_columns }}u && column < N) {
+            few_rows(column);
         }
         return;
     }
@@ -181,8 +197,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     }
 {% endif %}
 {% for r in range(4 * row_quads) %}
-{% for q in range(column_quads) %}
-    store_four(first_row + {{ 64 * (r // 4) + r % 4 }}u + down * 4u, first_column + {{ 64 * q }}u + across * 4u, sum{{ r }}_{{ q }});
+{% for q in range(column_quads // 2 if swiglu else column_quads) %}
+    store_four(first_row + {{ 64 * (r // 4) + r % 4 }}u + down * 4u, y_column(first_column + {{ 64 * q }}u + across * 4u), sum{{ r }}_{{ q }}{{ ", sum%d_%d" % (r, q + column_quads // 2) if swiglu }});
 {% endfor %}
 {% endfor %}
 }

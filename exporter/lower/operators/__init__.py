@@ -14,7 +14,7 @@ from exporter.lower.operators.attention import attention, layer_norm, norm_rotar
 from exporter.lower.operators.image import conv, group_norm, latents_unpack, refuse_conv, refuse_resize
 from exporter.lower.operators.layout import concat, expand, reshape, slice_, split, transpose
 from exporter.lower.operators.matmul import embedding, linear
-from exporter.lower.operators.pointwise import binary, gate_residual, swiglu, unary
+from exporter.lower.operators.pointwise import binary, swiglu, unary
 from exporter.lower.operators.upsampled import upsampled
 
 OPERATORS: dict[tuple[str, str], Callable[[Lowering, ir.Node], None]] = {
@@ -41,11 +41,10 @@ OPERATORS: dict[tuple[str, str], Callable[[Lowering, ir.Node], None]] = {
     ("bitbrush.fused", "Upsampled"): upsampled,
     ("bitbrush.fused", "Silu"): unary("silu"),
     ("bitbrush.fused", "SwiGLU"): swiglu,
-    ("bitbrush.fused", "GateResidual"): gate_residual,
     ("bitbrush.fused", "ModulatedNorm"): layer_norm,
     ("bitbrush.fused", "NormRotary"): norm_rotary,
     ("bitbrush.fused", "GroupNormSilu"): group_norm,
     ("bitbrush.fused", "LatentsUnpack"): latents_unpack,
     **{("bitbrush", f"Embedding{kind}G{group}"): embedding for kind in ("Int4", "Int8") for group in (32, 64)},
 }
-WRITES_ROWS = {linear, swiglu, gate_residual, norm_rotary, attention, layer_norm, rms_norm, embedding}
+WRITES_ROWS = {linear, swiglu, norm_rotary, attention, layer_norm, rms_norm, embedding}

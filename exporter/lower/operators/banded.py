@@ -24,6 +24,7 @@ from exporter.lower.bands import (
 )
 from exporter.lower.lowering import Lowering
 from exporter.lower.operators.common import refuse
+from exporter.lower.operators.matmul import NO_EPILOGUE
 from exporter.lower.sizes import to_json
 from exporter.lower.views import Operand, View
 from exporter.passes.fuse_linear import stored_weight
@@ -209,12 +210,14 @@ def emit_pointwise(low: Lowering, kernel: Kernel, x: Picture, y: Picture) -> Non
             "weights": kernel.kind,
             "bias": kernel.bias is not None,
             "aligned": kernel.into % 4 == 0 and divisor(x.start) % 4 == 0,
+            "epilogue": "none",
         },
         constants={"N": kernel.out, "K": kernel.into, "GROUP": 128},
         uniforms={
             "rows": mul(ROWS, x.width),
             "x_offset": x_offset,
             "x_stride": kernel.into,
+            **NO_EPILOGUE,
             "y_offset": y_offset,
             "y_stride": kernel.out,
         },

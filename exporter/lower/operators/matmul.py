@@ -7,24 +7,50 @@ import re
 import onnx_ir as ir
 
 from exporter.lower.lowering import Lowering, aligned
-from exporter.lower.operators.common import refuse, row_result
+from exporter.lower.operators.common import padded, refuse, row_result
 from exporter.lower.sizes import shape_of
-from exporter.lower.views import Rows
 from exporter.passes.fuse_linear import stored_weight
 from exporter.passes.match import attribute
+
+# Uniforms of `linear` that only epilogues use.
+NO_EPILOGUE = {"residual_offset": 0, "residual_stride": 0, "gate_offset": 0}
 
 
 def linear(low: Lowering, node: ir.Node) -> None:
     kind, group = attribute(node, "kind"), attribute(node, "group")
     count = attribute(node, "parts")
     parts = list(node.inputs[1 : 1 + count])
-    bias = node.inputs[1 + count] if len(node.inputs) > 1 + count else None
+    bias, residual, gate = padded(node, 4 + count)[1 + count :]
+    epilogue, first = attribute(node, "epilogue", "none"), attribute(node, "first")
     target = node.outputs[0]
     k, n = shape_of(node.inputs[0])[-1], shape_of(target)[-1]
     x = low.rows(low.view(node.inputs[0]), k, node.inputs[0].name)
     y = row_result(low, target, n)
-    first = attribute(node, "first")
-    emit_linear(low, node.name or target.name, x, y, stored_matrix(kind, parts), group, bias, first)
+    weights, stored = stored_matrix(kind, parts)
+    stored |= {"bias": bias.name} if bias is not None else {}
+    if first is not None:
+        taken = int(2 * n if epilogue == "swiglu" else n)
+        stored = {name: {"tensor": tensor, "first": first, "rows": taken} for name, tensor in stored.items()}
+    added, places = {}, dict(NO_EPILOGUE)
+    if residual is not None:
+        rows = low.rows(low.view(residual), n, residual.name)
+        added["residual"], places = rows.view, places | rows.uniforms("residual")
+    if gate is not None:
+        row = low.rows(low.view(gate), n, gate.name).view
+        added["gate"], places["gate_offset"] = row, row.offset
+    low.dispatch(
+        "linear",
+        {"x": x.view, **stored, **added, "y": y.view},
+        options={
+            "weights": weights,
+            "bias": bias is not None,
+            "aligned": aligned(k, x.view.offset, x.stride),
+            "epilogue": epilogue,
+        },
+        source=node.name or target.name,
+        constants={"N": n, "K": k, "GROUP": group or 128},
+        uniforms={"rows": x.view.shape[0], **x.uniforms("x"), **places, **y.uniforms("y")},
+    )
 
 
 def stored_matrix(kind: str, parts: list[ir.Value]) -> tuple[str, dict[str, str]]:
@@ -33,36 +59,6 @@ def stored_matrix(kind: str, parts: list[ir.Value]) -> tuple[str, dict[str, str]
         return ("f16" if parts[0].dtype == ir.DataType.FLOAT16 else "f32"), {"weight": parts[0].name}
     names = [re.sub(r"\.trits$", ".codes", part.name) for part in parts]  # the GPU has trits as codes
     return kind, dict(zip(("codes", "scales", "offsets"), names, strict=False))
-
-
-def emit_linear(
-    low: Lowering,
-    source: str,
-    x: Rows,
-    y: Rows,
-    weights: tuple[str, dict[str, str]],
-    group: int,
-    bias: ir.Value | None,
-    first: int | None = None,
-) -> None:
-    """y [rows, N] = x [rows, K] · Wᵀ + bias, for a matrix as `stored_matrix` gives it.
-
-    With `first`, rows first … first + N of a taller matrix, its scales, offsets and bias are bound.
-    """
-    kind, tensors = weights
-    (rows, k), (_, n) = x.view.shape, y.view.shape
-    stored = {**tensors} | ({"bias": bias.name} if bias is not None else {})
-    if first is not None:
-        stored = {name: {"tensor": tensor, "first": first, "rows": int(n)} for name, tensor in stored.items()}
-    bindings = {"x": x.view, **stored}
-    low.dispatch(
-        "linear",
-        {**bindings, "y": y.view},
-        options={"weights": kind, "bias": bias is not None, "aligned": aligned(k, x.view.offset, x.stride)},
-        source=source,
-        constants={"N": n, "K": k, "GROUP": group or 128},
-        uniforms={"rows": rows, **x.uniforms("x"), **y.uniforms("y")},
-    )
 
 
 def embedding(low: Lowering, node: ir.Node) -> None:

@@ -1,4 +1,4 @@
-"""Pointwise operators, SwiGLU and the gated residual."""
+"""Pointwise operators and SwiGLU."""
 
 from __future__ import annotations
 
@@ -48,19 +48,4 @@ def swiglu(low: Lowering, node: ir.Node) -> None:
         constants={"COLUMNS": columns},
         source=target.name,
         uniforms={"rows": gate.view.shape[0], **gate.uniforms("gate"), **up.uniforms("up"), **y.uniforms("y")},
-    )
-
-
-def gate_residual(low: Lowering, node: ir.Node) -> None:
-    target = node.outputs[0]
-    columns = shape_of(target)[-1]
-    residual, gate, x = (low.rows(low.view(i), columns, i.name) for i in node.inputs)
-    y = row_result(low, target, columns)
-    places = {**residual.uniforms("residual"), "gate_offset": gate.view.offset, **x.uniforms("x"), **y.uniforms("y")}
-    low.dispatch(
-        "gate_residual",
-        {"residual": residual.view, "gate": gate.view, "x": x.view, "y": y.view},
-        constants={"COLUMNS": columns},
-        source=target.name,
-        uniforms={"rows": x.view.shape[0], **places},
     )

@@ -17,7 +17,7 @@ import { BitbrushError, show } from "./errors.js";
  *   loops: Loop[], dispatches: Dispatch[]}} Plan
  */
 
-export const PLAN_FORMAT = 2;
+export const PLAN_FORMAT = 3;
 
 /**
  * @param {boolean} condition

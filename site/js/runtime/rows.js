@@ -18,7 +18,7 @@ export const ROW_STEP = 128;
 /** So many rows of codes are whole units of trits, too. */
 const TRIT_ROW_STEP = 5 * ROW_STEP;
 
-/** Kernels that can be given some rows of their weights at a time. */
+/** Kernels that can be given some rows of their weights at a time, unless they take two for a column (swiglu). */
 const SPLIT_KERNELS = ["linear", "embedding"];
 
 /**
@@ -119,14 +119,15 @@ function splitDispatch(dispatch, pieces, limit) {
     .filter((cut) => cut > 0 && cut < rows));
   const cutUp = windows.find(({ name }) => listOf(pieces, name).length > 1);
   if (!cutUp) return [dispatch];
-  if (!SPLIT_KERNELS.includes(dispatch.kernel)) {
+  if (!SPLIT_KERNELS.includes(dispatch.kernel) || (inner.length > 0 && dispatch.options.epilogue === "swiglu")) {
     throw tooLarge(cutUp.name, listOf(pieces, cutUp.name).reduce((sum, piece) => sum + piece.bytes, 0), limit);
   }
   const edges = [...new Set([0, ...inner, cutUp.rows])].sort((a, b) => a - b);
   return edges.slice(0, -1).map((start, index) => {
     const rows = edges[index + 1] - start;
     const bindings = windows.map(({ binding, name, first }) => [binding, rowsOf(listOf(pieces, name), first + start, rows)]);
-    return { ...dispatch, ...partSizes(dispatch, start, rows), bindings: { ...dispatch.bindings, ...Object.fromEntries(bindings) } };
+    const sizes = edges.length > 2 ? partSizes(dispatch, start, rows) : {};
+    return { ...dispatch, ...sizes, bindings: { ...dispatch.bindings, ...Object.fromEntries(bindings) } };
   });
 }
 
@@ -169,8 +170,6 @@ function rowsOf(list, first, rows) {
  */
 function partSizes({ kernel, constants, uniforms }, start, rows) {
   if (kernel === "embedding") return { uniforms: { ...uniforms, first_row: start, table_rows: rows } };
-  return {
-    constants: { ...constants, N: rows },
-    uniforms: { ...uniforms, y_offset: /** @type {["add", unknown, unknown]} */ (["add", uniforms.y_offset, start]) },
-  };
+  const moved = ["residual_offset", "gate_offset", "y_offset"].map((name) => [name, ["add", uniforms[name], start]]);
+  return { constants: { ...constants, N: rows }, uniforms: { ...uniforms, ...Object.fromEntries(moved) } };
 }

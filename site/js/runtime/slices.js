@@ -14,7 +14,7 @@ export const UNIT = 128;
 /** What counts the rows of a kernel, and by which stride each offset moves with them.
  * @type {Record<string, {count: string, offsets: Record<string, string>}>} */
 const DIVISIBLE = {
-  linear: { count: "rows", offsets: { x_offset: "x_stride", y_offset: "y_stride" } },
+  linear: { count: "rows", offsets: { x_offset: "x_stride", residual_offset: "residual_stride", y_offset: "y_stride" } },
   attention: { count: "q_tokens", offsets: { q_offset: "q_stride", y_offset: "y_stride" } },
 };
 

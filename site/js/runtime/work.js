@@ -17,7 +17,7 @@ const ATTENTION_FACTOR = 3;
  * @param {Sizes} sizes
  */
 export function multiplyAdds({ kernel, options }, sizes) {
-  if (kernel.startsWith("linear")) return sizes.rows * sizes.N * sizes.K;
+  if (kernel.startsWith("linear")) return sizes.rows * sizes.N * sizes.K * (options.epilogue === "swiglu" ? 2 : 1);
   if (kernel === "conv2d") {
     const pixels = sizes.rows * sizes.width * (options.upsample ? 2 : 1);
     return pixels * sizes.IN_CHANNELS * sizes.OUT_CHANNELS * sizes.KERNEL_SIZE ** 2;

@@ -23,7 +23,7 @@ fn fetch_x(row: u32, sixteen: u32) -> Raw {
 
 fn fetch_w(first: u32, sixteen: u32) -> Raw {
 {% for r in range(4) %}
-    let column{{ r }} = min(first + {{ r }}u, N - 1u);
+    let column{{ r }} = w_row(first + {{ r }}u);
 {% endfor %}
 {% if weights == "binary" %}
     let words = vec4u({% for r in range(4) %}codes[column{{ r }} * (K / 32u) + sixteen / 2u]{{ ", " if r < 3 }}{% endfor %});
@@ -85,7 +85,7 @@ fn {{ name }}_half(index: u32) -> u32 {
 // Of four columns the bits of the scales and, above them, of the offsets.
 fn scale_bits_of_four(first: u32, group: u32) -> vec4u {
 {% for r in range(4) %}
-    let index{{ r }} = min(first + {{ r }}u, N - 1u) * GROUPS + group;
+    let index{{ r }} = w_row(first + {{ r }}u) * GROUPS + group;
 {% endfor %}
     return vec4u(
 {% for r in range(4) %}

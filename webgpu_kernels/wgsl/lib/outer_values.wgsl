@@ -59,7 +59,7 @@ fn line_of_w{{ j }}(raw: Raw) -> {{ "vec4h" if operand == "f16" else "vec4f" }} 
 fn fetch_w(first: u32, index: u32) -> Raw {
     let four = min(index, K / 4u - 1u);
 {% for r in range(4) %}
-    let column{{ r }} = min(first + {{ r }}u, N - 1u);
+    let column{{ r }} = w_row(first + {{ r }}u);
 {% endfor %}
 {% if weights == "f32" %}
     return Raw(

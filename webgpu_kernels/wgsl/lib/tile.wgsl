@@ -12,10 +12,10 @@ fn thread_tile(group: vec3u, index: u32) -> vec2u {
     return vec2u(group.x * TILES_ACROSS + index % TILES_ACROSS, select(0xffffffu, group.y * TILES_DOWN + down, down < TILES_DOWN));
 }
 {% endmacro %}
-{# Zero sums for `rows` by `columns` outputs, and the columns' rows of W; columns are clamped to `count` - 1. #}
-{% macro begin(rows, columns, count) %}
+{# Zero sums for `rows` by `columns` outputs, and the columns' rows of W: `row_of` is text with %s for the column. #}
+{% macro begin(rows, columns, row_of) %}
 {% for c in range(columns) %}
-    let weight_row{{ c }} = weight_row(min(column + {{ c }}u, {{ count }} - 1u));
+    let weight_row{{ c }} = weight_row({{ row_of % ("column + %du" % c) }});
 {% for r in range(rows) %}
     var sum{{ r }}_{{ c }} = 0.0;
 {% endfor %}
@@ -33,11 +33,15 @@ fn thread_tile(group: vec3u, index: u32) -> vec2u {
 {% endfor %}
 {% endfor %}
 {% endmacro %}
-{# `store_four(row, column, sums)` for every four columns of the tile; `columns` is a multiple of 4. #}
-{% macro end(rows, columns) %}
+{% macro four(row, column) -%}
+vec4f({% for i in range(4) %}sum{{ row }}_{{ column + i }}{{ ", " if i < 3 }}{% endfor %})
+{%- endmacro %}
+{# `store_four(row, column, sums)` for every four columns of the tile; `columns` is a multiple of 4. With `half` the sums
+   of the tile's columns from there on follow those of its first ones. #}
+{% macro end(rows, columns, half=0) %}
 {% for r in range(rows) %}
-{% for c in range(0, columns, 4) %}
-    store_four(row + {{ r }}u, column + {{ c }}u, vec4f({% for i in range(4) %}sum{{ r }}_{{ c + i }}{{ ", " if i < 3 }}{% endfor %}));
+{% for c in range(0, half or columns, 4) %}
+    store_four(row + {{ r }}u, column + {{ c }}u, {{ four(r, c) }}{{ ", " ~ four(r, half + c) if half }});
 {% endfor %}
 {% endfor %}
 {% endmacro %}
