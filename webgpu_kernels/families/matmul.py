@@ -176,7 +176,7 @@ def _linear_cases() -> list[Case]:
             case(weights, 3, 17, 128, gap=4),
             case(weights, 77, 65, 384, bias=True, scale=41_000 / 3),
             case(weights, 9, 6, 256, aligned=False, gap=5),
-            case(weights, 77, 65, 384, epilogue="swiglu"),
+            case(weights, 77, 65, 384, epilogue="swiglu", scale=41_000 / 3),
             case(weights, 4, 130, 128, epilogue="swiglu", bias=True, gap=4),
             case(weights, 131, 36, 256, epilogue="gate_residual", scale=41_000 / 3),
             case(weights, 3, 70, 128, epilogue="gate_residual", gap=4),
