@@ -14,8 +14,9 @@ import { shapesOf } from "./trial.js";
  * @typedef {import("./trial.js").Shape} Shape
  * @typedef {{plan: import("./plan.js").Plan, tensors: import("./trial.js").TensorSizes,
  *   symbols: Record<string, number>}} Part a component's plan and the sizes that it will run at, most likely
- * @typedef {{key: string, kernel: string, part: Part, shape: Shape, macs: number, variants: KernelEntry[]}} Group
- *   dispatches that run one variant: the heaviest of them, and what all compute together
+ * @typedef {{key: string, family: string, kernel: string, part: Part, shape: Shape, macs: number,
+ *   variants: KernelEntry[]}} Group dispatches that run one variant: the heaviest of them, and what all compute together;
+ *   family: the key without the epilogue, which takes little of the time
  * @typedef {{kernel: string, variant: string, key: string, reason: string}} Rejection
  * @typedef {{variants: Record<string, string>, kernels: Record<string, string[]>, rejected: Rejection[],
  *   times: Record<string, Record<string, number>>, ms: {compile: number, measure: number}}} Choice variants: by
@@ -54,8 +55,9 @@ export function groupsOf(pipelines, parts) {
       const key = choiceKey(shape.dispatch, component);
       const group = groups.get(key);
       if (!group) {
-        const { macs, dispatch: { kernel } } = shape;
-        groups.set(key, { key, kernel, part, shape, macs, variants: candidates(shape) });
+        const { macs, dispatch: { kernel, options: { epilogue, ...options } } } = shape;
+        const family = choiceKey({ kernel, options }, component);
+        groups.set(key, { key, family, kernel, part, shape, macs, variants: candidates(shape) });
         continue;
       }
       group.macs += shape.macs;
@@ -109,8 +111,8 @@ async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
     await tool.compile(some.map((group) => ({ shape: group.shape, variants: names(group) })));
     choice.ms.compile += performance.now() - start;
   };
-  const isTimed = (/** @type {Group} */ group) => group.macs >= LEAST_SHARE * total ||
-    group === open.find(({ kernel }) => kernel === group.kernel);
+  const isTimed = (/** @type {Group} */ group) => group === open.find(({ kernel }) => kernel === group.kernel) ||
+    (group.macs >= LEAST_SHARE * total && group === open.find(({ family }) => family === group.family));
   const [timed, others] = [open.filter(isTimed), open.filter((group) => !isTimed(group))];
   try {
     await compile(timed, namesOf);
@@ -119,10 +121,11 @@ async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
       signal?.throwIfAborted();
       budget -= await chooseOne(tool, group, Math.max(0, budget) / (timed.length - order), choice);
     }
-    // The best of what the kernel's heaviest group tried that this group has, if it is right here, too.
+    // The best of what the family's heaviest group, else the kernel's, tried that this group has, if it is right here, too.
     const pair = (/** @type {Group} */ group) => {
       const [baseline, ...names] = namesOf(group);
-      const heaviest = /** @type {Group} */ (timed.find(({ kernel }) => kernel === group.kernel));
+      const heaviest = /** @type {Group} */ (timed.find(({ family }) => family === group.family) ??
+        timed.find(({ kernel }) => kernel === group.kernel));
       const best = orderOf(choice, heaviest.key).find((name) => name === baseline || names.includes(name));
       return best && best !== baseline ? [baseline, best] : [baseline];
     };

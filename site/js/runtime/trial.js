@@ -6,6 +6,7 @@ import { Pacer } from "./executor.js";
 import { evaluate, evaluateCount } from "./expressions.js";
 import { PADDING } from "./layout.js";
 import { roundUp } from "./memory.js";
+import { PLAN_FORMAT } from "./plan.js";
 import { prepare } from "./prepare.js";
 import { contentsOf } from "./random.js";
 import { componentPieces } from "./rows.js";
@@ -173,7 +174,7 @@ export class Scratch {
    */
   async prepare(component, dispatches, places, variant) {
     /** @type {Plan} */
-    const plan = { format: 2, component, symbols: [], arenas: 0, values: [], loops: [], dispatches };
+    const plan = { format: PLAN_FORMAT, component, symbols: [], arenas: 0, values: [], loops: [], dispatches };
     const pipelines = { get: (/** @type {Dispatch} */ dispatch) => this.pipelines.get(dispatch, component, variant) };
     const executor = await prepare(this.context, plan, { symbols: {}, tensors: places, pipelines, pacer: new Pacer() });
     this.executors.push(executor);
