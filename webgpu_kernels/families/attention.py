@@ -57,19 +57,13 @@ class StagedAttention:
 
 @dataclass(frozen=True, slots=True)
 class MatrixAttention:
-    """What `wgsl/attention_matrix.wgsl` does: workgroups of `subgroups` times 16 queries walk over all
-    keys, `keys` (at least 32) at a time.
+    """What `wgsl/attention_matrix.wgsl` does: `subgroups` of 32 queries each walk over all keys, `keys` at a time.
 
-    q stays in "registers" or in "workgroup" memory (`q_in`), k and v have one buffer or one each (`kv_buffers`).
-    A workgroup has
-    `channels` of the output. `growth` is how far scores, in powers of 2, may exceed a row's top; f16 ends at 16.
+    Heads have `channels` channels. `growth` is how far scores, in powers of 2, may exceed a row's top; f16 ends at 16.
     """
 
     subgroups: int = 8
     keys: int = 32
-    kv_buffers: int = 2
-    q_in: str = "registers"
-    prefetch: bool = True
     growth: int = 14
     channels: int = 128
 
@@ -77,14 +71,11 @@ class MatrixAttention:
         return asdict(self)
 
     def groups(self) -> Groups:
-        return ["ceil_div", "q_tokens", 16 * self.subgroups], "HEADS", ["ceil_div", "HEAD_SIZE", self.channels]
+        return ["ceil_div", "q_tokens", 32 * self.subgroups], "HEADS", 1
 
     def workgroup_bytes(self) -> int:
-        rows, keys = 16 * self.subgroups, self.keys // 4
-        lines_k, lines_v = self.keys * (self.channels // 4 + 2), self.channels * (keys + 2)
-        staged = lines_k + lines_v if self.kv_buffers == 2 else max(lines_k, lines_v)
-        staged += rows * (self.channels // 4 + 2) if self.q_in == "workgroup" else 0
-        return 8 * staged + rows * (16 * (keys + 1) + 8 * (keys + 2)) + 16
+        staged_k, staged_v = self.keys * (2 * self.channels + 16), self.channels * (2 * self.keys + 16)
+        return staged_k + staged_v + 32 * self.subgroups * 80
 
 
 _MATRIX = MatrixAttention()
@@ -226,6 +217,8 @@ ATTENTION = register(
                 features=("shader-f16", "subgroups", MATRIX_FEATURE),
                 limits={"maxComputeWorkgroupStorageSize": _MATRIX.workgroup_bytes()},
                 matrix=("f16", "f32", 16, 16, 16),
+                when={"mask": ("none",)},
+                fixed={"HEAD_SIZE": _MATRIX.channels},
                 context=_MATRIX.context(),
                 elements=_elements,
                 error=_F16_ERROR,
