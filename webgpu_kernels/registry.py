@@ -54,8 +54,8 @@ class Variant:
     of, `fixed` constants to what they must be; empty means all. `language_features` are of WGSL
     (`navigator.gpu.wgslLanguageFeatures`), `matrix` is what `adapter.info.subgroupMatrixConfigs` must list: component
     type, result type, M, N, K. `converts` maps bindings to the operand type that they are converted to before the
-    dispatch (`webgpu_kernels/operands.py`): "f16", "int8" or "int8_rows"; the shader then binds the converted rows,
-    dense, in their place, followed by their scales.
+    dispatch (`webgpu_kernels/operands.py`); the shader then binds the converted rows, dense, in their place, followed
+    by their scales where the type has some.
     """
 
     name: str

@@ -83,7 +83,7 @@ CONV_TILES = (
 # Only the first channels of each head are computed, as the driver takes minutes to compile more.
 ATTENTION = {"subgroups": 2, "channels": 32}
 ATTENTION_REPLACED = {
-    r"enable chromium_experimental_subgroup_matrix;|enable subgroups;|diagnostic\(off[^;]*;": "",
+    r"enable f16;|enable chromium_experimental_subgroup_matrix;|enable subgroups;|diagnostic\(off[^;]*;": "",
     r"let subgroup = thread / 32u;": "let subgroup = thread / 32u;\n    own_lane = thread % 32u;",
     r"fn together\(\) \{": "fn together() {\n    workgroupBarrier();",
     r"subgroupAny\(": "any_of(",
@@ -105,14 +105,14 @@ fn load_left_NAME(at: u32, stride: u32) -> array<f32, 16> {
     return own;
 }
 """
-# sum += left · right, with right by columns, as it is staged, PER values an element.
+# sum += left · right, with right by columns, as it is staged.
 ADD = """
 fn add_NAME(sum: ptr<function, array<f32, 8>>, left: array<f32, 16>, right: vec2u) {
     var own = left;
     for (var n = 0u; n < 128u; n++) {
         let i = n / 8u;
         let at = right.x + (own_lane % 2u * 8u + n % 8u) * right.y;
-        (*sum)[n % 8u] += own[i] * unpack2x16float(STAGED[at + i / PERu][i % PERu / 2u])[i % 2u];
+        (*sum)[n % 8u] += own[i] * unpack2x16float(STAGED[at + i / 8u][i / 2u % 4u])[i % 2u];
     }
 }
 """
@@ -121,8 +121,8 @@ var<private> own_lane: u32;
 var<workgroup> votes: atomic<u32>;
 {LOAD_LEFT.replace("NAME", "staged_k")}
 {LOAD_LEFT.replace("NAME", "scores")}
-{ADD.replace("NAME", "scores").replace("STAGED", "staged_k").replace("PER", "8")}
-{ADD.replace("NAME", "values").replace("STAGED", "staged_v").replace("PER", "4")}"""
+{ADD.replace("NAME", "scores").replace("STAGED", "staged_k")}
+{ADD.replace("NAME", "values").replace("STAGED", "staged_v")}"""
 ATTENTION_FUNCTIONS += """
 fn any_of(vote: bool) -> bool {
     atomicOr(&votes, u32(vote));
@@ -154,20 +154,26 @@ def narrow(case: Case) -> Case:
     return replace(case, constants={**case.constants, "HEAD_SIZE": ATTENTION["channels"]})
 
 
-def emulated_attention(rendered: Rendered, case: Case, job: dict[str, Any]) -> dict[str, Any]:
-    """As `emulated`, of a `narrow` case of attention."""
-    small = render(rendered.kernel, case.options, rendered.variant.name, ATTENTION)
-    text = small.wgsl
+def attention_text() -> str:
+    """`attention_matrix.wgsl` without matrices, for heads of 32 channels; it needs nothing beyond core WebGPU.
+
+    Raises:
+        ValueError: the shader has a matrix function that this module does not know.
+    """
+    text = render("attention", {}, "matrix_f16", ATTENTION).wgsl
     for pattern, replacement in ATTENTION_REPLACED.items():
         text = re.sub(pattern, replacement, text)
     if "subgroup_matrix" in text or "subgroupMatrix" in text:
-        raise ValueError(f"{job['label']}: expected only matrix functions that are emulated")
+        raise ValueError("attention_matrix.wgsl: expected only matrix functions that are emulated")
+    return text + ATTENTION_FUNCTIONS
+
+
+def emulated_attention(case: Case, job: dict[str, Any]) -> dict[str, Any]:
+    """As `emulated`, of a `narrow` case of attention."""
     numbers = MatrixAttention(**ATTENTION)
     groups = [evaluate(count, {**case.constants, **case.uniforms}) for count in numbers.groups()]
-    limits = {"maxComputeWorkgroupStorageSize": numbers.workgroup_bytes() + 16}
-    features = [name for name in job["features"] if name == "shader-f16"]
-    changed = {"wgsl": text + ATTENTION_FUNCTIONS, "file": f"emulated {small.file}", "groups": groups, "limits": limits}
-    return {**job, **changed, "features": features, "constants": dict(case.constants)}
+    changed = {"wgsl": attention_text(), "file": "emulated attention_matrix.wgsl", "groups": groups}
+    return {**job, **changed, "features": [], "limits": {}}
 
 
 def _without_matrices(text: str, operand: str, label: str) -> str:

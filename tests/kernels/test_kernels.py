@@ -50,7 +50,7 @@ def _run(
         return case, node.run(emulated(rendered, case, job))
     if variant.matrix and variant.template == "attention_matrix.wgsl":
         case = narrow(case)
-        return case, node.run(emulated_attention(rendered, case, job))
+        return case, node.run(emulated_attention(case, make_job(KERNELS[rendered.kernel], rendered, case)))
     if variant.matrix and variant.template == "conv2d_matrix.wgsl":
         return case, node.run(emulated_conv(rendered, case, job, CONV_TILES[0]))
     raise AssertionError(f"no adapter for variant {variant.name}: it needs {variant.features} {variant.limits}")

@@ -3,17 +3,18 @@ enable f16;
 enable subgroups;
 enable chromium_experimental_subgroup_matrix;
 // y = softmax(q·kᵀ · SCALE) · v as attention.wgsl, with subgroup matrices: operands and weights are f16, scores, sums
-// and outputs f32. Heads have {{ channels }} channels; the subgroup size must be 32.
+// and outputs f32. Heads have {{ channels }} channels; the subgroup size must be 32. k comes as f16 [head][token][channel],
+// v as [head][channel][token], so that all right sides are read by columns.
 {% set threads = 32 * subgroups %}
 {% set rows = 32 * subgroups %}
 {% set blocks = channels // 16 %}
 {% set eights = channels // 8 %}
-{# Lines in workgroup memory, in quads of 16 bytes (v's in halves of one); one more than needed spreads them over the banks. #}
+{# Lines in workgroup memory, in quads of 16 bytes; one more than needed spreads them over the banks. #}
 {% set line = eights + 1 %}
-{% set v_line = keys // 4 + 2 %}
+{% set v_line = keys // 8 + 1 %}
 {% set s_line = 5 %}
 {% set k_jobs = keys * eights // threads %}
-{% set v_jobs = keys // 4 * channels // 4 // threads %}
+{% set v_jobs = channels * keys // 8 // threads %}
 {% set result = "subgroup_matrix_result<f32, 16, 16>" %}
 {% set left = "subgroup_matrix_left<f16, 16, 16>" %}
 {% set right = "subgroup_matrix_right<f16, 16, 16>" %}
@@ -31,7 +32,7 @@ enable chromium_experimental_subgroup_matrix;
 const LOWEST = -3.0e38; // score of an unseen key; infinities are not portable in WGSL
 
 var<workgroup> staged_k: array<vec4u, {{ keys * line }}>; // [key][eight of channels]; q before the first tile
-var<workgroup> staged_v: array<vec2u, {{ channels * v_line }}>; // [channel][four of keys]
+var<workgroup> staged_v: array<vec4u, {{ channels * v_line }}>; // [channel][eight of keys]
 var<workgroup> scores: array<vec4u, {{ rows * s_line }}>; // [query][16 keys]
 
 // Between what threads write and others of their subgroup read, or the other way round. These run in step, and matrices are loaded and stored by
@@ -43,16 +44,22 @@ fn pairs(value: vec4f) -> vec2u {
     return vec2u(pack2x16float(value.xy), pack2x16float(value.zw));
 }
 
-fn to_f16(value: vec4f) -> vec2u {
-    return pairs(clamp(value, vec4f(-65504.0), vec4f(65504.0)));
-}
-
-// q carries the scale, for scores of base 2. Here as in k and v rows past the end repeat the last one.
+// q carries the scale, for scores of base 2. Here as in k and v tokens past the end repeat the last one.
 fn load_q(head: u32, row: u32, eight: u32) -> vec4u {
     let at = (params.q_offset + head * params.q_head_stride + min(row, params.q_tokens - 1u) * params.q_stride) / 4u + 2u * eight;
-    return vec4u(to_f16(q[at] * (SCALE * 1.4426950408889634)), to_f16(q[at + 1u] * (SCALE * 1.4426950408889634)));
+    let most = vec4f(65504.0);
+    let low = clamp(q[at] * (SCALE * 1.4426950408889634), -most, most);
+    return vec4u(pairs(low), pairs(clamp(q[at + 1u] * (SCALE * 1.4426950408889634), -most, most)));
 }
 
+{% macro fetch(tile) %}
+{% for n in range(k_jobs) %}
+        next_k{{ n }} = k[(kv_head * params.kv_tokens + min({{ tile }} + ({{ n * threads }}u + thread) / {{ eights }}u, params.kv_tokens - 1u)) * {{ eights }}u + thread % {{ eights }}u];
+{% endfor %}
+{% for n in range(v_jobs) %}
+        next_v{{ n }} = v[(kv_head * {{ channels }}u + ({{ n * threads }}u + thread) / {{ keys // 8 }}u) * v_eights + min({{ tile }} / 8u + thread % {{ keys // 8 }}u, v_eights - 1u)];
+{% endfor %}
+{% endmacro %}
 @compute @workgroup_size({{ threads }})
 fn main(
     @builtin(workgroup_id) workgroup: vec3u,
@@ -62,8 +69,7 @@ fn main(
     let head = workgroup.y;
     let kv_head = head / (HEADS / KV_HEADS);
     let first_query = workgroup.x * {{ rows }}u;
-    let k_at = (params.k_offset + kv_head * params.k_head_stride) / 4u;
-    let v_at = (params.v_offset + kv_head * params.v_head_stride) / 4u;
+    let v_eights = (params.kv_tokens + 7u) / 8u;
     let own = subgroup * {{ 32 * s_line }}u; // this subgroup's scores
     let row = thread * {{ s_line }}u; // and this thread's
 {% for r in range(2) %}
@@ -88,36 +94,26 @@ fn main(
     }
     workgroupBarrier();
 {% endfor %}
+{% for n in range(k_jobs) %}
+    var next_k{{ n }} = vec4u();
+{% endfor %}
+{% for n in range(v_jobs) %}
+    var next_v{{ n }} = vec4u();
+{% endfor %}
+{{ fetch("0u") -}}
     var top = LOWEST;
     var sum = 0.0;
     for (var tile = 0u; tile < params.kv_tokens; tile += {{ keys }}u) {
-        let last = params.kv_tokens - 1u;
-{% for n in range(k_jobs) %}
-        let k_job{{ n }} = {{ n * threads }}u + thread;
-        let k_from{{ n }} = k_at + min(tile + k_job{{ n }} / {{ eights }}u, last) * (params.k_stride / 4u) + k_job{{ n }} % {{ eights }}u * 2u;
-        let k{{ n }}_0 = k[k_from{{ n }}];
-        let k{{ n }}_1 = k[k_from{{ n }} + 1u];
-{% endfor %}
-        // Four keys by four channels of v, which are turned, so that all right sides are read by columns.
-{% for n in range(v_jobs) %}
-        let v_job{{ n }} = {{ n * threads }}u + thread;
-        let v_key{{ n }} = tile + v_job{{ n }} % {{ keys // 4 }}u * 4u;
-        let v_from{{ n }} = v_at + v_job{{ n }} / {{ keys // 4 }}u;
-{% for i in range(4) %}
-        let v{{ n }}_{{ i }} = v[v_from{{ n }} + min(v_key{{ n }} + {{ i }}u, last) * (params.v_stride / 4u)];
-{% endfor %}
-{% endfor %}
         workgroupBarrier();
 {% for n in range(k_jobs) %}
-        staged_k[k_job{{ n }} / {{ eights }}u * {{ line }}u + k_job{{ n }} % {{ eights }}u] = vec4u(to_f16(k{{ n }}_0), to_f16(k{{ n }}_1));
+        staged_k[({{ n * threads }}u + thread) / {{ eights }}u * {{ line }}u + thread % {{ eights }}u] = next_k{{ n }};
 {% endfor %}
 {% for n in range(v_jobs) %}
-        let v_to{{ n }} = v_job{{ n }} / {{ keys // 4 }}u * {{ 4 * v_line }}u + v_job{{ n }} % {{ keys // 4 }}u;
-{% for c in range(4) %}
-        staged_v[v_to{{ n }} + {{ c * v_line }}u] = to_f16(vec4f({% for i in range(4) %}v{{ n }}_{{ i }}.{{ "xyzw"[c] }}{{ ", " if i < 3 }}{% endfor %}));
-{% endfor %}
+        staged_v[({{ n * threads }}u + thread) / {{ keys // 8 }}u * {{ v_line }}u + thread % {{ keys // 8 }}u] = next_v{{ n }};
 {% endfor %}
         workgroupBarrier();
+        // The next tile comes while this one is multiplied; after the last one its last tokens again, unused.
+{{ fetch("(tile + %du)" % keys) -}}
 {% for first in range(0, keys, 16) %}
         {
             var s0 = {{ result }}();
@@ -177,7 +173,7 @@ fn main(
             let w{{ r }} = subgroupMatrixLoad<{{ left }}, row_major>(&scores, own + {{ 16 * r * s_line }}u, {{ s_line }}u);
 {% endfor %}
 {% for c in range(blocks) %}
-            let v{{ c }} = subgroupMatrixLoad<{{ right }}, col_major>(&staged_v, {{ 16 * c * v_line + first // 4 }}u, {{ v_line }}u);
+            let v{{ c }} = subgroupMatrixLoad<{{ right }}, col_major>(&staged_v, {{ 16 * c * v_line + first // 8 }}u, {{ v_line }}u);
 {% for r in range(2) %}
             y{{ r }}_{{ c }} = subgroupMatrixMultiplyAccumulate(w{{ r }}, v{{ c }}, y{{ r }}_{{ c }});
 {% endfor %}
