@@ -78,6 +78,9 @@ class MatrixAttention:
         return staged_k + staged_v + 32 * self.subgroups * 80
 
 
+# Of `wgsl/attention_outer.wgsl`: 16 threads across by so many `down`; `depth` channels of q and k, and `v_keys` keys of
+# the weights and v, are staged at once: 16 KiB.
+_OUTER = {"down": 8, "depth": 16, "v_keys": 16}
 _MATRIX = MatrixAttention()
 _STAGED = StagedAttention()
 _STAGED_F16 = StagedAttention(operand="f16")
@@ -200,6 +203,15 @@ ATTENTION = register(
             Variant("f32", "attention.wgsl", (["ceil_div", "q_tokens", 32], "HEADS", 1), elements=_elements),
             Variant(
                 "f32_staged", "attention_staged.wgsl", _STAGED.groups(), context=_STAGED.context(), elements=_elements
+            ),
+            Variant(
+                "f32_outer",
+                "attention_outer.wgsl",
+                (["ceil_div", "q_tokens", 8 * _OUTER["down"]], "HEADS", 1),
+                when={"mask": ("none",)},
+                fixed={"HEAD_SIZE": 128},
+                context=_OUTER,
+                elements=_elements,
             ),
             Variant(
                 "f16",
