@@ -1,13 +1,17 @@
-"""Operand types that x is converted to before a matrix product, as numpy computes them.
+"""Operand types that x is converted to before a matrix product, k and v before attention, as numpy computes them.
 
-The kernels `to_f16` and `quantize` (families/operands.py) do the same on the GPU; `Variant.converts` names the type.
+The kernels `to_f16`, `quantize` and `heads_to_f16` (families/operands.py) do the same on the GPU; `Variant.converts`
+names the type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+from webgpu_kernels.strided import indices
 
 F16_MAX = 65_504.0
 SEGMENT = 128  # columns that share a scale in "int8"
@@ -16,6 +20,8 @@ CONVERSIONS = {
     "f16": ("to_f16", {}),
     "int8": ("quantize", {"share": "segment"}),
     "int8_rows": ("quantize", {"share": "row"}),
+    "f16_heads": ("heads_to_f16", {"order": "tokens"}),
+    "f16_heads_turned": ("heads_to_f16", {"order": "channels"}),
 }
 
 
@@ -43,13 +49,37 @@ def converted(kind: str, values: np.ndarray) -> dict[str, np.ndarray]:
     return {"": np.ascontiguousarray(codes.astype(np.int8)).reshape(-1).view(np.uint32), "_scales": pairs.reshape(-1)}
 
 
+def converted_heads(kind: str, values: np.ndarray) -> np.ndarray:
+    """The words u32[...] of heads.
+
+    Args:
+        kind: "f16_heads" ([head][token][channel]) or "f16_heads_turned" ([head][channel][token], tokens filled up with
+            the last one to a multiple of 8).
+        values: float32[tokens, heads, channels].
+    """
+    halves = values.clip(-F16_MAX, F16_MAX).astype(np.float16)
+    if kind == "f16_heads_turned":
+        halves = np.pad(halves, ((0, -len(halves) % 8), (0, 0), (0, 0)), "edge").transpose(1, 2, 0)
+    else:
+        halves = halves.transpose(1, 0, 2)
+    return np.ascontiguousarray(halves).reshape(-1).view(np.uint32)
+
+
 def converted_inputs(
-    converts: Mapping[str, str], inputs: Mapping[str, np.ndarray], uniforms: Mapping[str, int], columns: int
+    converts: Mapping[str, str],
+    inputs: Mapping[str, np.ndarray],
+    uniforms: Mapping[str, int],
+    constants: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     """`inputs` of a kernel with the operands that a variant wants converted in place of their rows."""
     found = dict(inputs)
     for name, kind in converts.items():
-        rows = np.arange(uniforms["rows"])[:, None] * uniforms[f"{name}_stride"]
-        values = inputs[name][uniforms[f"{name}_offset"] + rows + np.arange(columns)]
+        offset, stride = uniforms[f"{name}_offset"], uniforms[f"{name}_stride"]
+        if kind.startswith("f16_heads"):
+            sizes = uniforms["kv_tokens"], constants["KV_HEADS"], constants["HEAD_SIZE"]
+            places = indices(offset, sizes, (stride, uniforms[f"{name}_head_stride"], 1))
+            found[name] = converted_heads(kind, inputs[name][places])
+            continue
+        values = inputs[name][indices(offset, (uniforms["rows"], constants["K"]), (stride, 1))]
         found |= {name + suffix: array for suffix, array in converted(kind, values).items()}
     return found

@@ -51,10 +51,11 @@ class Variant:
     `elements(options)` names bindings whose array element is not the binding's dtype (vec4f, ...).
     `default`: whether a page may choose it by itself; else it runs only where it is asked for by name.
     `when` maps options to the values that the variant serves, `multiples` constants to what they must be multiples
-    of; empty means all. `language_features` are of WGSL (`navigator.gpu.wgslLanguageFeatures`), `matrix` is what
-    `adapter.info.subgroupMatrixConfigs` must list: component type, result type, M, N, K. `converts` maps bindings to
-    the operand type that they are converted to before the dispatch (`webgpu_kernels/operands.py`): "f16", "int8" or
-    "int8_rows"; the shader then binds the converted rows, dense, in their place, followed by their scales.
+    of, `fixed` constants to what they must be; empty means all. `language_features` are of WGSL
+    (`navigator.gpu.wgslLanguageFeatures`), `matrix` is what `adapter.info.subgroupMatrixConfigs` must list: component
+    type, result type, M, N, K. `converts` maps bindings to the operand type that they are converted to before the
+    dispatch (`webgpu_kernels/operands.py`); the shader then binds the converted rows, dense, in their place, followed
+    by their scales where the type has some.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Variant:
     default: bool = True
     when: Mapping[str, tuple] = field(default_factory=dict)
     multiples: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, int] = field(default_factory=dict)
     language_features: tuple[str, ...] = ()
     matrix: tuple[str, str, int, int, int] | None = None
     converts: Mapping[str, str] = field(default_factory=dict)
@@ -76,7 +78,9 @@ class Variant:
         return all(options[name] in values for name, values in self.when.items())
 
     def fits(self, constants: Numbers) -> bool:
-        return all(constants[name] % multiple == 0 for name, multiple in self.multiples.items())
+        return all(constants[name] % multiple == 0 for name, multiple in self.multiples.items()) and all(
+            constants[name] == value for name, value in self.fixed.items()
+        )
 
     def bindings(self, present: Sequence[Binding]) -> list[Binding]:
         """`present` with the variant's converted operands in place of what they are converted from."""

@@ -53,6 +53,7 @@ class Rendered:
             "language_features": list(self.variant.language_features),
             "matrix": list(self.variant.matrix) if self.variant.matrix else None,
             "multiples": dict(self.variant.multiples),
+            "fixed": dict(self.variant.fixed),
             "converts": dict(self.variant.converts),
             "bindings": [{"name": b.name, "access": b.access, "dtype": b.dtype} for b in self.bindings],
             "uniforms": [{"name": name, "type": kind} for name, kind in self.record.uniforms.items()],

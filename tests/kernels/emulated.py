@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from exporter.expressions import evaluate
@@ -77,65 +78,102 @@ CONV_TILES = (
     {"tile_rows": 2, "sub_rows": 1, "sub_columns": 16, "depth": 16, "taps": 3, "stages": 1, "prefetch": False},
 )
 
-# Of attention_matrix.wgsl; small parts, for little workgroup memory, and q there, since operands stay where they are.
-ATTENTION = {"subgroups": 2, "keys": 32, "kv_buffers": 2, "q_in": "workgroup", "prefetch": True, "channels": 32}
+# Of attention_matrix.wgsl. Left sides are held (q stays there while its place gets k), right sides are read where they
+# are multiplied; and since threads do not run in step here, they meet in `together`, a whole workgroup at a time.
+# Only the first channels of each head are computed, as the driver takes minutes to compile more.
+ATTENTION = {"subgroups": 2, "channels": 32}
 ATTENTION_REPLACED = {
-    r"enable chromium_experimental_subgroup_matrix;|diagnostic\(off[^;]*;": "",
+    r"enable f16;|enable chromium_experimental_subgroup_matrix;|enable subgroups;|diagnostic\(off[^;]*;": "",
     r"let subgroup = thread / 32u;": "let subgroup = thread / 32u;\n    own_lane = thread % 32u;",
-    r"subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>\(&scores, ": "load_scores(",
+    r"fn together\(\) \{": "fn together() {\n    workgroupBarrier();",
+    r"subgroupAny\(": "any_of(",
+    r"subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>\(&scores, ": "load_sum(",
+    r"subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>\(&(\w+), ": r"load_left_\1(",
     r"subgroupMatrixLoad<[^(]*\(&\w+, ": "vec2u(",
     r"(s\d) = subgroupMatrixMultiplyAccumulate\((\w+), (\w+), \w+\);": r"add_scores(&\1, \2, \3);",
-    r"(y\d) = subgroupMatrixMultiplyAccumulate\((\w+), (\w+), \w+\);": r"add_values(&\1, \2, \3);",
+    r"(y\d_\d) = subgroupMatrixMultiplyAccumulate\((\w+), (\w+), \w+\);": r"add_values(&\1, \2, \3);",
     r"subgroupMatrixStore<row_major>\(&scores, ": "store_scores(",
     r"subgroup_matrix_result<f32, 16, 16>": "array<f32, 8>",
+    r"subgroup_matrix_left<f16, 16, 16>": "array<f32, 16>",
 }
-# sum += left · right, with left by rows and right by columns, as they are staged.
+LOAD_LEFT = """
+fn load_left_NAME(at: u32, stride: u32) -> array<f32, 16> {
+    var own: array<f32, 16>;
+    for (var i = 0u; i < 16u; i++) {
+        own[i] = unpack2x16float(NAME[at + own_lane / 2u * stride + i / 8u][i / 2u % 4u])[i % 2u];
+    }
+    return own;
+}
+"""
+# sum += left · right, with right by columns, as it is staged.
 ADD = """
-fn add_NAME(sum: ptr<function, array<f32, 8>>, left: vec2u, right: vec2u) {
+fn add_NAME(sum: ptr<function, array<f32, 8>>, left: array<f32, 16>, right: vec2u) {
+    var own = left;
     for (var n = 0u; n < 128u; n++) {
         let i = n / 8u;
-        let column = own_lane % 2u * 8u + n % 8u;
-        let value = LEFT[left.x + own_lane / 2u * left.y + i / 4u][i % 4u];
-        (*sum)[n % 8u] += f32(value) * f32(RIGHT[right.x + column * right.y + i / 4u][i % 4u]);
+        let at = right.x + (own_lane % 2u * 8u + n % 8u) * right.y;
+        (*sum)[n % 8u] += own[i] * unpack2x16float(STAGED[at + i / 8u][i / 2u % 4u])[i % 2u];
     }
 }
 """
 ATTENTION_FUNCTIONS = f"""
 var<private> own_lane: u32;
-{ADD.replace("NAME", "scores").replace("LEFT", "staged_q").replace("RIGHT", "staged_k")}
-{ADD.replace("NAME", "values").replace("LEFT", "weights").replace("RIGHT", "staged_v")}"""
+var<workgroup> votes: atomic<u32>;
+{LOAD_LEFT.replace("NAME", "staged_k")}
+{LOAD_LEFT.replace("NAME", "scores")}
+{ADD.replace("NAME", "scores").replace("STAGED", "staged_k")}
+{ADD.replace("NAME", "values").replace("STAGED", "staged_v")}"""
 ATTENTION_FUNCTIONS += """
+fn any_of(vote: bool) -> bool {
+    atomicOr(&votes, u32(vote));
+    let found = workgroupUniformLoad(&votes);
+    atomicStore(&votes, 0u);
+    workgroupBarrier();
+    return found != 0u;
+}
+
 fn store_scores(at: u32, sum: array<f32, 8>, stride: u32) {
     var own = sum;
     for (var c = 0u; c < 8u; c++) {
-        scores[at + own_lane / 2u * stride + own_lane % 2u * 2u + c / 4u][c % 4u] = own[c];
+        scores[at + own_lane / 2u * stride + own_lane % 2u * 2u + c / 4u][c % 4u] = bitcast<u32>(own[c]);
     }
 }
 
-fn load_scores(at: u32, stride: u32) -> array<f32, 8> {
+fn load_sum(at: u32, stride: u32) -> array<f32, 8> {
     var own: array<f32, 8>;
     for (var c = 0u; c < 8u; c++) {
-        own[c] = scores[at + own_lane / 2u * stride + own_lane % 2u * 2u + c / 4u][c % 4u];
+        own[c] = bitcast<f32>(scores[at + own_lane / 2u * stride + own_lane % 2u * 2u + c / 4u][c % 4u]);
     }
     return own;
 }
 """
 
 
-def emulated_attention(rendered: Rendered, case: Case, job: dict[str, Any]) -> dict[str, Any]:
-    """As `emulated`, of a case of attention."""
-    small = render(rendered.kernel, case.options, rendered.variant.name, ATTENTION)
-    text = small.wgsl
+def narrow(case: Case) -> Case:
+    """A case of attention whose heads have as many channels as are emulated."""
+    return replace(case, constants={**case.constants, "HEAD_SIZE": ATTENTION["channels"]})
+
+
+def attention_text() -> str:
+    """`attention_matrix.wgsl` without matrices, for heads of 32 channels; it needs nothing beyond core WebGPU.
+
+    Raises:
+        ValueError: the shader has a matrix function that this module does not know.
+    """
+    text = render("attention", {}, "matrix_f16", ATTENTION).wgsl
     for pattern, replacement in ATTENTION_REPLACED.items():
         text = re.sub(pattern, replacement, text)
     if "subgroup_matrix" in text or "subgroupMatrix" in text:
-        raise ValueError(f"{job['label']}: expected only matrix functions that are emulated")
-    rows, slices = 16 * ATTENTION["subgroups"], -(-case.constants["HEAD_SIZE"] // ATTENTION["channels"])
-    groups = [-(-case.uniforms["q_tokens"] // rows), case.constants["HEADS"], slices]
-    limits = {"maxComputeWorkgroupStorageSize": MatrixAttention(**ATTENTION).workgroup_bytes()}
-    features = [name for name in job["features"] if name in ("shader-f16", "subgroups")]
-    changed = {"wgsl": text + ATTENTION_FUNCTIONS, "file": f"emulated {small.file}", "groups": groups, "limits": limits}
-    return {**job, **changed, "features": features}
+        raise ValueError("attention_matrix.wgsl: expected only matrix functions that are emulated")
+    return text + ATTENTION_FUNCTIONS
+
+
+def emulated_attention(case: Case, job: dict[str, Any]) -> dict[str, Any]:
+    """As `emulated`, of a `narrow` case of attention."""
+    numbers = MatrixAttention(**ATTENTION)
+    groups = [evaluate(count, {**case.constants, **case.uniforms}) for count in numbers.groups()]
+    changed = {"wgsl": attention_text(), "file": "emulated attention_matrix.wgsl", "groups": groups}
+    return {**job, **changed, "features": [], "limits": {}}
 
 
 def _without_matrices(text: str, operand: str, label: str) -> str:

@@ -62,7 +62,7 @@ def make_job(kernel: Kernel, rendered: Rendered, case: Case) -> dict[str, Any]:
     _check_names("inputs", {b.name for b in present} - written, set(case.inputs) - written, label)
     _check_names("outputs", written, set(case.outputs), label)
     converts = rendered.variant.converts
-    given = converted_inputs(converts, case.inputs, case.uniforms, case.constants["K"]) if converts else case.inputs
+    given = converted_inputs(converts, case.inputs, case.uniforms, case.constants)
     bindings = []
     for binding in rendered.bindings:
         if binding.name in given:

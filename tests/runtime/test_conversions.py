@@ -1,7 +1,8 @@
-"""Operands that a variant takes as int8: converted once, before the first product that reads them."""
+"""Operands that a variant takes as int8 or f16: converted once, before the first dispatch that reads them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 from playwright.sync_api import Browser
 
 from exporter.lower.operators.matmul import NO_EPILOGUE
+from tests.kernels.emulated import ATTENTION, attention_text
 from tests.runtime.conftest import array, copy_with_kernels, open_page
 from tests.runtime.test_executor import text
+from webgpu_kernels.families.attention import MatrixAttention
 from webgpu_kernels.weights import dense, random_weights
 
 K, OUT = 128, 12
@@ -120,3 +123,55 @@ def test_products_convert_what_they_read_once(
     products = [x @ matrix["B"].T, x @ matrix["A"].T @ matrix["C"].T]
     for data, wanted in zip(found["found"], products * 2, strict=True):
         assert np.linalg.norm(array(data) - wanted.reshape(-1)) <= bound * np.linalg.norm(wanted)
+
+
+HEADS, SIZE = 3, ATTENTION["channels"]
+
+
+def _attention(y: int) -> dict[str, Any]:
+    """Of rows of q, k and v side by side."""
+    strides = {"stride": 3 * HEADS * SIZE, "head_stride": SIZE}
+    views = {f"{name}_{key}": value for name in "qkv" for key, value in strides.items()}
+    offsets = {"q_offset": 0, "k_offset": HEADS * SIZE, "v_offset": 2 * HEADS * SIZE, "y_offset": 0}
+    return {
+        "kernel": "attention",
+        "options": {"mask": "none"},
+        "constants": {"HEADS": HEADS, "KV_HEADS": HEADS, "HEAD_SIZE": SIZE, "SCALE": SIZE**-0.5},
+        "uniforms": {"q_tokens": "rows", "kv_tokens": "rows", "y_stride": HEADS * SIZE, "y_head_stride": SIZE}
+        | views
+        | offsets,
+        "bindings": {"q": 0, "k": 0, "v": 0, "y": y},
+    }
+
+
+def _with_emulated_matrices(folder: Path) -> None:
+    """The kernel index with matrix_f16 as every adapter can run it."""
+    index = json.loads((folder / "index.json").read_text("utf-8"))
+    (entry,) = [e for e in index if e["kernel"] == "attention" and e["variant"] == "matrix_f16"]
+    numbers = MatrixAttention(**ATTENTION)
+    entry |= {"features": [], "limits": {}, "matrix": None, "fixed": {"HEAD_SIZE": SIZE}, "groups": numbers.groups()}
+    (folder / entry["file"]).write_text(attention_text(), "utf-8")
+    (folder / "index.json").write_text(json.dumps(index), "utf-8")
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(37, 4), (261, 8)])
+def test_attention_converts_keys_and_values_once_and_takes_its_queries_in_parts(
+    rows: int, steps: int, browser: Browser, site_folder: Path, local_server: Callable[[Path], str], tmp_path: Path
+) -> None:
+    outputs = [
+        {"name": name, "role": "output", "dtype": "f32", "elements": ["mul", "rows", HEADS * SIZE]} for name in "yz"
+    ]
+    values = [{"name": "x", "role": "input", "dtype": "f32", "elements": ["mul", "rows", 3 * HEADS * SIZE]}, *outputs]
+    plan = {**PLAN, "arenas": 0, "values": values, "dispatches": [_attention(1), _attention(2)]}
+    folder = copy_with_kernels(site_folder, tmp_path / "site", plan)
+    _with_emulated_matrices(folder / "kernels")
+    x = np.random.default_rng(7).standard_normal((rows, 3, HEADS, SIZE)).astype(np.float32)
+    with open_page(browser, local_server(folder)) as page:
+        arguments = [plan, [], "", rows, text(x), "matrix_f16", 1 if rows > 128 else 1e30]
+        found = page.evaluate(SCRIPT, arguments)
+    assert found["steps"] == steps
+    q, k, v = x.astype(np.float64).transpose(1, 2, 0, 3)
+    weights = np.exp(q @ k.transpose(0, 2, 1) * SIZE**-0.5)
+    wanted = (weights / weights.sum(axis=2, keepdims=True) @ v).transpose(1, 0, 2)
+    for data in found["found"]:
+        assert np.linalg.norm(array(data) - wanted.reshape(-1)) <= 4e-3 * np.linalg.norm(wanted)

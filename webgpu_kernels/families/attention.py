@@ -57,19 +57,13 @@ class StagedAttention:
 
 @dataclass(frozen=True, slots=True)
 class MatrixAttention:
-    """What `wgsl/attention_matrix.wgsl` does: workgroups of `subgroups` times 16 queries walk over all
-    keys, `keys` (at least 32) at a time.
+    """What `wgsl/attention_matrix.wgsl` does: `subgroups` of 32 queries each walk over all keys, `keys` at a time.
 
-    q stays in "registers" or in "workgroup" memory (`q_in`), k and v have one buffer or one each (`kv_buffers`).
-    A workgroup has
-    `channels` of the output. `growth` is how far scores, in powers of 2, may exceed a row's top; f16 ends at 16.
+    Heads have `channels` channels. `growth` is how far scores, in powers of 2, may exceed a row's top; f16 ends at 16.
     """
 
     subgroups: int = 8
     keys: int = 32
-    kv_buffers: int = 2
-    q_in: str = "registers"
-    prefetch: bool = True
     growth: int = 14
     channels: int = 128
 
@@ -77,16 +71,16 @@ class MatrixAttention:
         return asdict(self)
 
     def groups(self) -> Groups:
-        return ["ceil_div", "q_tokens", 16 * self.subgroups], "HEADS", ["ceil_div", "HEAD_SIZE", self.channels]
+        return ["ceil_div", "q_tokens", 32 * self.subgroups], "HEADS", 1
 
     def workgroup_bytes(self) -> int:
-        rows, keys = 16 * self.subgroups, self.keys // 4
-        lines_k, lines_v = self.keys * (self.channels // 4 + 2), self.channels * (keys + 2)
-        staged = lines_k + lines_v if self.kv_buffers == 2 else max(lines_k, lines_v)
-        staged += rows * (self.channels // 4 + 2) if self.q_in == "workgroup" else 0
-        return 8 * staged + rows * (16 * (keys + 1) + 8 * (keys + 2)) + 16
+        staged_k, staged_v = self.keys * (2 * self.channels + 16), self.channels * (2 * self.keys + 16)
+        return staged_k + staged_v + 32 * self.subgroups * 80
 
 
+# Of `wgsl/attention_outer.wgsl`: 16 threads across by so many `down`; `depth` channels of q and k, and `v_keys` keys of
+# the weights and v, are staged at once: 16 KiB.
+_OUTER = {"down": 8, "depth": 16, "v_keys": 16}
 _MATRIX = MatrixAttention()
 _STAGED = StagedAttention()
 _STAGED_F16 = StagedAttention(operand="f16")
@@ -211,6 +205,15 @@ ATTENTION = register(
                 "f32_staged", "attention_staged.wgsl", _STAGED.groups(), context=_STAGED.context(), elements=_elements
             ),
             Variant(
+                "f32_outer",
+                "attention_outer.wgsl",
+                (["ceil_div", "q_tokens", 8 * _OUTER["down"]], "HEADS", 1),
+                when={"mask": ("none",)},
+                fixed={"HEAD_SIZE": 128},
+                context=_OUTER,
+                elements=_elements,
+            ),
+            Variant(
                 "f16",
                 "attention_staged.wgsl",
                 _STAGED_F16.groups(),
@@ -226,8 +229,11 @@ ATTENTION = register(
                 features=("shader-f16", "subgroups", MATRIX_FEATURE),
                 limits={"maxComputeWorkgroupStorageSize": _MATRIX.workgroup_bytes()},
                 matrix=("f16", "f32", 16, 16, 16),
+                when={"mask": ("none",)},
+                fixed={"HEAD_SIZE": _MATRIX.channels},
+                converts={"k": "f16_heads", "v": "f16_heads_turned"},
                 context=_MATRIX.context(),
-                elements=_elements,
+                elements=lambda options: {"q": "vec4f", "k": "vec4u", "v": "vec4u", "y": "vec4f"},
                 error=_F16_ERROR,
             ),
         ),

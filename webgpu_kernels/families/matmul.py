@@ -30,10 +30,11 @@ F32_STAGED = {
     "tile_rows": 128,
     "tile_columns": 128,
     "depth": 16,
-    "unroll": 4,
+    "unroll": 16,
 }
 F16 = {**F32_STAGED, "operand": "f16", "depth": 32, "unroll": 1}
-INT8 = {**F32_STAGED, "operand": "int8", "depth": 64}
+INT8 = {**F32_STAGED, "operand": "int8", "depth": 64, "unroll": 4}
+INT8_ROWS = {"operand": "int8", "tile_rows": 128, "tile_columns": 128, "depth": 64}
 MATRIX_F16 = {
     "operand": "f16",
     "tile_rows": 128,
@@ -258,6 +259,19 @@ register(
                 multiples={"K": SEGMENT, "GROUP": SEGMENT},
                 language_features=("packed_4x8_integer_dot_product",),
                 converts={"x": "int8"},
+            ),
+            Variant(
+                "int8_rows",
+                "linear_bytes.wgsl",
+                tiled("N", "rows"),
+                limits=_limits(INT8_ROWS),
+                context=INT8_ROWS,
+                elements=_converted_elements,
+                error=3e-2,
+                when={"weights": tuple(LOW_BIT), "aligned": (True,)},
+                multiples={"K": INT8_ROWS["depth"], "GROUP": 16},
+                language_features=("packed_4x8_integer_dot_product",),
+                converts={"x": "int8_rows"},
             ),
             Variant(
                 "matrix_f16",

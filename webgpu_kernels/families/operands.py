@@ -1,12 +1,14 @@
-"""`to_f16` and `quantize`: rows of x as the variants of `linear` want them that do not take f32."""
+"""`to_f16`, `quantize` and `heads_to_f16`: operands as those variants of `linear` and `attention` want them that
+do not take f32."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from webgpu_kernels.grid import folded, threads
-from webgpu_kernels.operands import F16_MAX, SEGMENT, converted
+from webgpu_kernels.operands import F16_MAX, SEGMENT, converted, converted_heads
 from webgpu_kernels.registry import Binding, Case, Kernel, Numbers, Options, Variant, register
+from webgpu_kernels.strided import gather, guarded
 
 Arrays = dict[str, np.ndarray]
 
@@ -27,6 +29,13 @@ def _quantize(inputs: Arrays, options: Options, constants: Numbers, uniforms: Nu
     kind = "int8" if options["share"] == "segment" else "int8_rows"
     found = converted(kind, _rows(inputs, constants, uniforms))
     return {"y": found[""].astype(np.float64), "scales": found["_scales"].astype(np.float64)}
+
+
+def _heads_to_f16(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
+    sizes = uniforms["rows"], constants["HEADS"], constants["HEAD_SIZE"]
+    values = gather(inputs["x"], uniforms["x_offset"], sizes, (uniforms["x_stride"], uniforms["x_head_stride"], 1))
+    kind = "f16_heads" if options["order"] == "tokens" else "f16_heads_turned"
+    return {"y": converted_heads(kind, values).astype(np.float64)}
 
 
 def _placed(values: np.ndarray, gap: int) -> tuple[np.ndarray, dict[str, int]]:
@@ -56,6 +65,19 @@ def _quantize_case(share: str, rows: int, columns: int, gap: int = 0, scale: flo
     outputs = {"y": rows * columns // 4, "scales": rows * columns // length * 2}
     name = f"{share}-{rows}x{columns}"
     return Case(name, {"share": share}, {"COLUMNS": columns}, uniforms, {"x": x}, outputs, error=1e-6)
+
+
+def _heads_case(order: str, tokens: int, heads: int, size: int) -> Case:
+    rng = np.random.default_rng(tokens)
+    values = rng.standard_normal((tokens, heads, size)).astype(np.float16)
+    values[0, 0, :4] = 41_000, np.inf, -np.inf, -F16_MAX
+    strides = (heads * (size + 4) + 8, size + 4, 1)
+    uniforms = {"rows": tokens, "x_offset": 8, "x_stride": strides[0], "x_head_stride": strides[1]}
+    x = guarded(8 + tokens * strides[0], 8, strides, values.astype(np.float32).clip(-1e9, 1e9))
+    rows = tokens if order == "tokens" else -(-tokens // 8) * 8
+    name = f"{order}-{tokens}x{heads}x{size}"
+    constants = {"HEADS": heads, "HEAD_SIZE": size}
+    return Case(name, {"order": order}, constants, uniforms, {"x": x}, {"y": rows * heads * size // 2})
 
 
 register(
@@ -104,6 +126,35 @@ register(
             _quantize_case("segment", 19, 384, gap=4, scale=41_000),
             _quantize_case("row", 3, 64, gap=8),
             _quantize_case("row", 5, 4224, scale=41_000),
+        ],
+    )
+)
+
+register(
+    Kernel(
+        name="heads_to_f16",
+        bindings=(Binding("x"), Binding("y", "read_write", "u32")),
+        constants={"HEADS": "u32", "HEAD_SIZE": "u32"},
+        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32", "x_head_stride": "u32"},
+        options={"order": ("tokens", "channels")},
+        variants=(
+            Variant(
+                "f32",
+                "heads_to_f16.wgsl",
+                lambda options: (
+                    threads(["mul", "rows", ["mul", "HEADS", ["floor_div", "HEAD_SIZE", 8]]])
+                    if options["order"] == "tokens"
+                    else threads(["mul", ["ceil_div", "rows", 8], ["mul", "HEADS", ["floor_div", "HEAD_SIZE", 4]]])
+                ),
+                elements=lambda options: {"x": "vec4f", "y": "vec4u"},
+            ),
+        ),
+        reference=_heads_to_f16,
+        cases=lambda: [
+            _heads_case("tokens", 5, 3, 128),
+            _heads_case("tokens", 77, 1, 64),
+            _heads_case("channels", 1, 1, 16),
+            _heads_case("channels", 77, 3, 128),
         ],
     )
 )

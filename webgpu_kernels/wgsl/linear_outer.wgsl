@@ -1,7 +1,7 @@
 {{ "enable f16;" if operand == "f16" }}
 {{ "requires packed_4x8_integer_dot_product;" if operand == "int8" }}
 {# `operand` is what is staged, "f32", "f16" or "int8" (x converted before, with a scale a row and 128 columns); `depth`
-   the elements of K staged at once; `unroll` the lines of a turn of the inner loop; tiles are multiples of 64. #}
+   the elements of K staged at once; `unroll` the lines of a turn of the inner loop, a divisor of all; tiles are multiples of 64. #}
 {% set lines = depth // 4 if operand == "int8" else depth %}
 {% set blocks = lines // 4 %}
 {% set row_quads = tile_rows // 64 %}
@@ -72,7 +72,8 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
         // The next slice of K comes while this one is multiplied; after the last one it comes again, unused.
         let next = min(step + 1u, STEPS - 1u);
 {{ fetch("next") -}}
-        for (var line = 0u; line < {{ "lines" if unroll > 1 else "%du" % lines }}; line += {{ unroll }}u) {
+        for (var turn = 0u; turn < {{ "turns" if 1 < unroll < lines else "%du" % (lines // unroll) }}; turn++) {
+            let line = {{ "turn %% %du * %d" % (lines // unroll, unroll) if 1 < unroll < lines else "turn * %d" % unroll }}u; // a range that the browser knows: it checks no load below
 {% for u in range(unroll) %}
             {
 {% for q in range(row_quads) %}
@@ -145,13 +146,13 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
         return;
     }
 {% endif %}
-{% if unroll > 1 %}
+{% if 1 < unroll < lines %}
     // A number that the compiler does not know, so that it unrolls no further: registers would not suffice.
-    let lines = select({{ lines }}u, 0u, params.rows == 0u);
+    let turns = select({{ lines // unroll }}u, 0u, params.rows == 0u);
 {% endif %}
-    // 32 threads in a row take 8 by 4 places, so that few addresses are read at a time.
-    let across = thread / 32u % 2u * 8u + thread % 8u;
-    let down = thread / 64u * 4u + thread / 8u % 4u;
+    // 32 threads in a row take 8 by 4 places. Of neighbours, and of those two apart, one address is the same.
+    let across = thread / 32u % 2u * 8u + thread / 2u % 8u;
+    let down = thread / 64u * 4u + thread / 16u % 2u * 2u + thread % 2u;
 {% for i in range(job_count) %}
 {{ place(i) -}}
 {% endfor %}

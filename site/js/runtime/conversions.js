@@ -7,7 +7,8 @@ import { roundUp } from "./memory.js";
  * @typedef {import("./plan.js").Dispatch} Dispatch
  * @typedef {import("./pipelines.js").KernelEntry} KernelEntry
  * @typedef {import("./weights.js").TensorPlace} TensorPlace
- * @typedef {{rows: number, offset: number, stride: number, columns: number}} RowsOf of a value: elements
+ * @typedef {{rows: number, offset: number, stride: number, heads: number, headStride: number, columns: number}} RowsOf
+ *   of a value, columns of each head; offset and strides count elements
  * @typedef {{words: number, scales: number}} ScratchBytes
  */
 
@@ -19,39 +20,61 @@ const CONVERSIONS = {
   f16: { kernel: "to_f16", options: {} },
   int8: { kernel: "quantize", options: { share: "segment" } },
   int8_rows: { kernel: "quantize", options: { share: "row" } },
+  f16_heads: { kernel: "heads_to_f16", options: { order: "tokens" } },
+  f16_heads_turned: { kernel: "heads_to_f16", options: { order: "channels" } },
 };
 
 const SEGMENT = 128; // columns that share a scale
 
+/** @param {string} kind */
+const hasHeads = (kind) => kind.startsWith("f16_heads");
+
 /**
- * The dispatch that converts rows of so many columns, but for what it binds.
+ * The dispatch that converts for a dispatch with such constants, but for what it binds.
  * @param {string} kind
- * @param {number} columns
+ * @param {Record<string, number>} constants
  * @returns {Dispatch}
  */
-export function conversionDispatch(kind, columns) {
-  return { ...CONVERSIONS[kind], constants: { COLUMNS: columns }, uniforms: {}, bindings: {} };
+export function conversionDispatch(kind, { K, KV_HEADS, HEAD_SIZE }) {
+  /** @type {Record<string, number>} */
+  const sizes = hasHeads(kind) ? { HEADS: KV_HEADS, HEAD_SIZE } : { COLUMNS: K };
+  return { ...CONVERSIONS[kind], constants: sizes, uniforms: {}, bindings: {} };
 }
 
 /**
- * The rows that a variant converts.
+ * The rows that a variant converts: all of a product's, or the keys' of an attention.
  * @param {string} binding
+ * @param {string} kind
  * @param {Record<string, number>} sizes uniforms and constants of the dispatch
  * @returns {RowsOf}
  */
-export function rowsToConvert(binding, sizes) {
-  return { rows: sizes.rows, offset: sizes[`${binding}_offset`], stride: sizes[`${binding}_stride`], columns: sizes.K };
+export function rowsToConvert(binding, kind, sizes) {
+  const place = { offset: sizes[`${binding}_offset`], stride: sizes[`${binding}_stride`] };
+  if (!hasHeads(kind)) return { ...place, rows: sizes.rows, heads: 1, headStride: 0, columns: sizes.K };
+  const headStride = sizes[`${binding}_head_stride`];
+  return { ...place, rows: sizes.kv_tokens, heads: sizes.KV_HEADS, headStride, columns: sizes.HEAD_SIZE };
+}
+
+/**
+ * Uniforms and constants of the dispatch that converts rows.
+ * @param {RowsOf} rows
+ */
+export function conversionSizes({ rows, offset, stride, heads, headStride, columns }) {
+  return {
+    COLUMNS: columns, HEADS: heads, HEAD_SIZE: columns, rows, x_offset: offset, x_stride: stride, x_head_stride: headStride,
+  };
 }
 
 /**
  * Bytes that converted rows take.
  * @param {string} kind
- * @param {Pick<RowsOf, "rows" | "columns">} rows
+ * @param {Pick<RowsOf, "rows" | "heads" | "columns">} rows
  * @returns {ScratchBytes}
  */
-export function convertedBytes(kind, { rows, columns }) {
-  const words = rows * columns * (kind === "f16" ? 2 : 1);
-  const scales = { f16: 0, int8: columns / SEGMENT, int8_rows: 1 }[kind] ?? 0;
+export function convertedBytes(kind, { rows, heads, columns }) {
+  const filled = kind === "f16_heads_turned" ? roundUp(rows, 8) : rows;
+  const words = filled * heads * columns * (kind.startsWith("f16") ? 2 : 1);
+  const scales = { int8: columns / SEGMENT, int8_rows: 1 }[kind] ?? 0;
   return { words: roundUp(words, 16), scales: roundUp(rows * scales * 8, 16) };
 }
 
@@ -66,8 +89,9 @@ export function scratchOf(steps) {
   let count = 0;
   for (const { dispatch, entry, symbols } of steps) {
     for (const [binding, kind] of Object.entries(entry.converts ?? {})) {
-      const rows = evaluateCount(dispatch.uniforms.rows, symbols, `${dispatch.kernel}, rows`);
-      const { words, scales } = convertedBytes(kind, { rows, columns: dispatch.constants.K });
+      const counted = hasHeads(kind) ? "kv_tokens" : "rows";
+      const rows = evaluateCount(dispatch.uniforms[counted], symbols, `${dispatch.kernel}, ${counted}`);
+      const { words, scales } = convertedBytes(kind, rowsToConvert(binding, kind, { ...dispatch.constants, [counted]: rows }));
       const known = scratch.get(binding) ?? { words: 0, scales: 0 };
       scratch.set(binding, { words: Math.max(words, known.words), scales: Math.max(scales, known.scales) });
       count += 1;

@@ -15,9 +15,9 @@ import { fetchJson, fetchText } from "./files.js";
  *   limits: Record<string, number>, bindings: KernelBinding[], uniforms: {name: string, type: "u32" | "f32"}[],
  *   constants: string[], groups: [Expression, Expression, Expression], default?: boolean, error?: number | null,
  *   matrix?: [string, string, number, number, number] | null, converts?: Record<string, string>,
- *   multiples?: Record<string, number>, language_features?: string[]}} KernelEntry
- *   one line of kernels/index.json. converts: operand types by binding (conversions.js); multiples: what constants
- *   must be multiples of; default: whether it may be chosen without being asked for; error: its greatest
+ *   multiples?: Record<string, number>, fixed?: Record<string, number>, language_features?: string[]}} KernelEntry
+ *   one line of kernels/index.json. converts: operand types by binding (conversions.js); multiples, fixed: what constants
+ *   must be multiples of, or be; default: whether it may be chosen without being asked for; error: its greatest
  *   relative error, null where it computes as exactly as the baseline
  * @typedef {{features: {has: (feature: string) => boolean}, limits: Record<string, number>,
  *   matrices?: import("./device.js").MatrixConfig[], language?: {has: (feature: string) => boolean}}} Offer what a
@@ -134,8 +134,9 @@ export class Pipelines {
   variantsOf({ kernel, options, constants }) {
     const variants = this.variants.get(optionKey(kernel, options));
     if (variants) {
-      return variants.filter(({ multiples = {} }) =>
-        Object.entries(multiples).every(([name, multiple]) => constants[name] % multiple === 0));
+      return variants.filter(({ multiples = {}, fixed = {} }) =>
+        Object.entries(multiples).every(([name, multiple]) => constants[name] % multiple === 0) &&
+        Object.entries(fixed).every(([name, value]) => constants[name] === value));
     }
     throw new BitbrushError("bad-bundle",
       `kernel ${kernel} with ${show(options)}: expected in the kernel index, found none`);
@@ -235,7 +236,7 @@ export class Pipelines {
     const kinds = Object.entries(entry.converts ?? {});
     const [compiled, ...conversions] = await Promise.all([
       this.compile(entry, constants),
-      ...kinds.map(([, kind]) => this.get(conversionDispatch(kind, constants.K), component)),
+      ...kinds.map(([, kind]) => this.get(conversionDispatch(kind, constants), component)),
     ]);
     return { ...compiled, conversions: Object.fromEntries(kinds.map(([binding], at) => [binding, conversions[at]])) };
   }

@@ -1,7 +1,7 @@
 // Makes a plan ready to run: symbols become sizes, sizes become buffers, uniforms and bind groups.
 
 import { bandSymbols, unrolled } from "./bands.js";
-import { Converted, convertedBytes, rowsToConvert, scratchOf } from "./conversions.js";
+import { Converted, conversionSizes, convertedBytes, rowsToConvert, scratchOf } from "./conversions.js";
 import { BitbrushError } from "./errors.js";
 import { Executor } from "./executor.js";
 import { evaluate, evaluateCount } from "./expressions.js";
@@ -92,16 +92,16 @@ function build(executor, compiled, symbols, tensors) {
     const found = new Map();
     const before = Object.entries(entry.converts ?? {}).flatMap(([name, kind]) => {
       const place = findBinding(name, dispatch, known, where);
-      const rows = rowsToConvert(name, sizes);
+      const rows = rowsToConvert(name, kind, sizes);
       const { words, scales } = /** @type {{words: TensorPlace, scales: TensorPlace}} */ (scratchPlaces.get(name));
       const bytes = convertedBytes(kind, rows);
-      const unit = convertedBytes(kind, { rows: UNIT, columns: rows.columns });
+      // Parts are rows of x, or queries, which are not converted.
+      const unit = convertedBytes(kind, { ...rows, rows: name === "x" ? UNIT : 0 });
       found.set(name, { ...words, size: bytes.words, rowBytes: unit.words / UNIT });
       found.set(`${name}_scales`, { ...scales, size: bytes.scales, rowBytes: unit.scales / UNIT });
       if (!converted.take(name, kind, rows, place)) return [];
       const made = [...found.values()].slice(-2).filter(({ size }) => size > 0);
-      const values = { COLUMNS: rows.columns, rows: rows.rows, x_offset: rows.offset, x_stride: rows.stride };
-      return [step(conversions[name], values, [place, ...made], `${where}, conversion of ${name}`)];
+      return [step(conversions[name], conversionSizes(rows), [place, ...made], `${where}, conversion of ${name}`)];
     });
     const bound = entry.bindings.map(({ name }) => found.get(name) ?? findBinding(name, dispatch, known, where));
     entry.bindings.forEach(({ access }, at) => access === "read_write" && converted.forget(bound[at]));
