@@ -49,6 +49,7 @@ class Rendered:
             "features": list(self.variant.features),
             "limits": dict(self.variant.limits),
             "default": self.variant.default,
+            "software": self.variant.software,
             "error": self.variant.error,
             "language_features": list(self.variant.language_features),
             "matrix": list(self.variant.matrix) if self.variant.matrix else None,
