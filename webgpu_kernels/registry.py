@@ -49,7 +49,8 @@ class Variant:
     constants and (integer) options, or is a function of the options that gives them.
     `context` is passed to the template beside the options;
     `elements(options)` names bindings whose array element is not the binding's dtype (vec4f, ...).
-    `default`: whether a page may choose it by itself; else it runs only where it is asked for by name.
+    `default`: whether a page may choose it by itself; else it runs only where it is asked for by name, or, if
+    `software`, in the baseline's place where a CPU computes.
     `when` maps options to the values that the variant serves, `multiples` constants to what they must be multiples
     of, `fixed` constants to what they must be; empty means all. `language_features` are of WGSL
     (`navigator.gpu.wgslLanguageFeatures`), `matrix` is what `adapter.info.subgroupMatrixConfigs` must list: component
@@ -67,6 +68,7 @@ class Variant:
     elements: Callable[[Options], Mapping[str, str]] = lambda options: {}  # WGSL element types
     error: float | None = None  # bound on the normalized error, where it differs from the case's
     default: bool = True
+    software: bool = False
     when: Mapping[str, tuple] = field(default_factory=dict)
     multiples: Mapping[str, int] = field(default_factory=dict)
     fixed: Mapping[str, int] = field(default_factory=dict)

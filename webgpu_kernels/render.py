@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from webgpu_kernels.registry import Binding, Groups, Kernel, Options, Variant, get
+from webgpu_kernels.weights import LOAD_VECTORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Rendered:
             "features": list(self.variant.features),
             "limits": dict(self.variant.limits),
             "default": self.variant.default,
+            "software": self.variant.software,
             "error": self.variant.error,
             "language_features": list(self.variant.language_features),
             "matrix": list(self.variant.matrix) if self.variant.matrix else None,
@@ -65,7 +67,7 @@ class Rendered:
 @cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "wgsl")
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=loader,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -73,6 +75,8 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
+    made.globals["LOAD_VECTORS"] = LOAD_VECTORS
+    return made
 
 
 def _interface(record: Kernel, options: Options, variant: Variant) -> str:

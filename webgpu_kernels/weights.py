@@ -15,6 +15,7 @@ from webgpu_kernels.registry import Binding
 LOW_BIT = {"binary": 1, "ternary": 2, "int4": 4, "int8": 8}  # format -> bits a weight
 AFFINE = ("int4", "int8")
 DENSE = ("f16", "f32")
+LOAD_VECTORS = {"f16": 1, "f32": 1, "binary": 4, "ternary": 4, "int4": 2, "int8": 2}  # vec4f that load_weights gives
 
 
 def weight_bindings(formats: tuple[str, ...]) -> tuple[Binding, ...]:

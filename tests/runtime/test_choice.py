@@ -43,7 +43,8 @@ TENSORS = [["A.codes", N, N * K // 8], ["A.scales", N, N * K // 64], ["B", 4, 16
 FAKE = """async ([plan, fakes, adapter]) => {
   const { chooseVariants, summaryOf } = await load("choice");
   const variants = Object.keys(fakes).map((variant) => ({ kernel: "linear", variant, features: [], limits: {},
-    default: fakes[variant].default ?? true, error: fakes[variant].error ?? null }));
+    default: fakes[variant].default ?? true, software: fakes[variant].software ?? false,
+    error: fakes[variant].error ?? null }));
   const offer = { features: new Set(), limits: {} };
   const pipelines = { variantsOf: () => variants, offer, choice: new Map() };
   const calls = [];
@@ -125,6 +126,13 @@ def test_what_is_no_default_is_not_even_tried(calculator: Page) -> None:
 def test_a_software_adapter_keeps_the_baseline_without_trials(calculator: Page) -> None:
     found = choose(calculator, {"f32": {"ms": 5}, "staged": {"ms": 1}}, {"vendor": "google", "fallback": True})
     assert found["calls"] == [["destroy"]] and found["summary"] == "matmul: f32"
+
+
+def test_a_software_adapter_takes_the_variant_made_for_it(calculator: Page) -> None:
+    fakes = {"f32": {"ms": 5}, "staged": {"ms": 1}, "quads": {"ms": 9, "default": False, "software": True}}
+    found = choose(calculator, fakes, {"vendor": "google", "fallback": True})
+    assert set(found["applied"]) == {"quads"} and found["summary"] == "matmul: quads"
+    assert "quads" not in choose(calculator, fakes)["applied"]
 
 
 def test_a_kernel_with_one_variant_is_not_measured(calculator: Page) -> None:

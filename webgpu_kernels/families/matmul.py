@@ -198,6 +198,8 @@ def _linear_cases() -> list[Case]:
         case("int4", 4, 5, 96, group=32),
         case("int8", 70, 36, 192, group=64),
         case("ternary", 129, 260, 128),
+        case("ternary", 27, 64, 256, bias=True, gap=4),
+        case("binary", 10, 128, 384),
     ]
 
 
@@ -224,8 +226,20 @@ register(
                 "f32",
                 "linear.wgsl",
                 _tile_groups,
-                context=TILE.context(),
+                context={**TILE.context(), "quads": False},
                 elements=_linear_elements,
+            ),
+            Variant(
+                "f32_quads",
+                "linear.wgsl",
+                _tile_groups,
+                features=("subgroups",),
+                context={**TILE.context(), "quads": True},
+                elements=_linear_elements,
+                default=False,
+                software=True,
+                when={"weights": ("binary", "ternary"), "aligned": (True,)},
+                multiples={"N": 8 * TILE.columns},
             ),
             Variant(
                 "f32_staged",

@@ -4,7 +4,7 @@
 {{ interface }}
 override K: u32 = COLUMNS;
 {% include "lib/unpack_" ~ weights ~ ".wgsl" %}
-{% set vectors = 1 if weights in ("f16", "f32") else 2 %}
+{% set vectors = LOAD_VECTORS[weights] %}
 
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {

@@ -2,10 +2,16 @@
 // y: f32[rows, N]. Each thread owns {{ tile_rows }} rows of x by {{ tile_columns }} of W in named registers and unpacks every
 // weight once for all its rows. No workgroup memory: every operand comes through the cache.
 {% import "lib/tile.wgsl" as registers %}
+{% if quads %}
+// Four neighbouring threads have the same rows: each loads a fourth of x for all of them. N is a multiple of eight tiles,
+// so that none of them is missing. Where a CPU computes, a load costs as much as some thirty products.
+enable subgroups;
+diagnostic(off, subgroup_uniformity);
+{% endif %}
 {{ interface }}
 {% include "lib/unpack_" ~ weights ~ ".wgsl" %}
 {% include "lib/linear_rows.wgsl" %}
-{% set vectors = 1 if weights in ("f16", "f32") else 2 %}
+{% set vectors = LOAD_VECTORS[weights] %}
 {% set half = tile_columns // 2 %}
 {% set swiglu = epilogue == "swiglu" %}
 {% include "lib/epilogue.wgsl" %}
@@ -32,9 +38,18 @@ fn store_four(row: u32, tile_column: u32, {{ "gates: vec4f, ups: vec4f" if swigl
 {% for c in range(tile_columns) %}
         let w{{ c }} = load_weights(weight_row{{ c }}, at);
 {% endfor %}
+{% if quads %}
+{% for r in range(rows) %}
+        let quarter{{ r }} = load_x(x_row{{ r }}, step * 4u + (index & 3u));
+{% endfor %}
+{% call(r, v) registers.accumulate(rows, tile_columns, vectors) %}
+        quadBroadcast(quarter{{ r }}, {{ v }}u)
+{% endcall %}
+{% else %}
 {% call(r, v) registers.accumulate(rows, tile_columns, vectors) %}
         load_x(x_row{{ r }}, step * {{ vectors }}u + {{ v }}u)
 {% endcall %}
+{% endif %}
     }
 {{ registers.end(rows, tile_columns, half if swiglu else 0) }}
 {% endmacro %}

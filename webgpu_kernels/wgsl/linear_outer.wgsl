@@ -11,7 +11,7 @@
 {% set x_jobs = x_line * blocks %}
 {% set jobs = (x_line + w_line) * blocks %}
 {% set element = {"f32": "vec4f", "f16": "vec4h", "int8": "vec4u"}[operand] %}
-{% set vectors = 1 if weights in ("f16", "f32") else 2 %}
+{% set vectors = LOAD_VECTORS[weights] %}
 {% set affine = weights in ("int4", "int8") %}
 {% set half = tile_columns // 2 %}
 {% set swiglu = epilogue == "swiglu" %}

@@ -99,11 +99,17 @@ export function chooseVariants(context, pipelines, parts, options = {}) {
  */
 async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
   const began = performance.now();
-  // Where a CPU computes, the other variants take longer to compile than they could save: barriers cost much there.
-  const open = isSoftware(context.facts.adapter) ? [] : groups.filter(({ variants, macs }) => variants.length > 1 && macs > 0);
+  // Where a CPU computes, most variants take longer to compile than they could save: barriers cost much there.
+  const software = isSoftware(context.facts.adapter);
+  const open = software ? [] : groups.filter(({ variants, macs }) => variants.length > 1 && macs > 0);
   const total = groups.reduce((sum, { macs }) => sum + macs, 0);
   /** @type {Choice} */
   const choice = { variants: {}, kernels: {}, rejected: [], times: {}, ms: { compile: 0, measure: 0 } };
+  for (const { key, part, shape } of software ? groups : []) {
+    const variants = possibleVariants(pipelines.variantsOf(shape.dispatch), pipelines.offer, part.plan.component);
+    const own = variants.find((variant) => variant.software);
+    if (own) choice.variants[key] = own.variant;
+  }
   const tool = measurer ?? new Measurer(context, pipelines);
   /** @type {(groups: Group[], names: (group: Group) => string[]) => Promise<void>} */
   const compile = async (some, names) => {

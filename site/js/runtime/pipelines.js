@@ -13,11 +13,13 @@ import { fetchJson, fetchText } from "./files.js";
  * @typedef {{name: string, access: "read" | "read_write", dtype: string}} KernelBinding
  * @typedef {{kernel: string, options: Record<string, unknown>, variant: string, file: string, features: string[],
  *   limits: Record<string, number>, bindings: KernelBinding[], uniforms: {name: string, type: "u32" | "f32"}[],
- *   constants: string[], groups: [Expression, Expression, Expression], default?: boolean, error?: number | null,
+ *   constants: string[], groups: [Expression, Expression, Expression], default?: boolean, software?: boolean,
+ *   error?: number | null,
  *   matrix?: [string, string, number, number, number] | null, converts?: Record<string, string>,
  *   multiples?: Record<string, number>, fixed?: Record<string, number>, language_features?: string[]}} KernelEntry
  *   one line of kernels/index.json. converts: operand types by binding (conversions.js); multiples, fixed: what constants
- *   must be multiples of, or be; default: whether it may be chosen without being asked for; error: its greatest
+ *   must be multiples of, or be; default: whether it may be chosen without being asked for; software: whether it takes
+ *   the baseline's place where a CPU computes; error: its greatest
  *   relative error, null where it computes as exactly as the baseline
  * @typedef {{features: {has: (feature: string) => boolean}, limits: Record<string, number>,
  *   matrices?: import("./device.js").MatrixConfig[], language?: {has: (feature: string) => boolean}}} Offer what a

@@ -1,4 +1,4 @@
-// Weight format binary: codes are bits, u32[N, K / 32], 1 is +scale, 0 is -scale. A step is 8 weights.
+// Weight format binary: codes are bits, u32[N, K / 32], 1 is +scale, 0 is -scale. A step is 16 weights, half a word.
 {% include "lib/scales.wgsl" %}
 
 struct WeightRow {
@@ -9,8 +9,7 @@ struct WeightRow {
 struct WeightStep {
     word: u32,
     scale: ScaleStep,
-    to_sign_a: vec4u, // a product with these moves the bits of weights 0 to 3 to bit 31
-    to_sign_b: vec4u,
+    to_upper: u32, // a product with this moves the bits of the step to the upper half
 }
 
 fn weight_row(column: u32) -> WeightRow {
@@ -18,16 +17,18 @@ fn weight_row(column: u32) -> WeightRow {
 }
 
 fn weight_step(step: u32) -> WeightStep {
-    let unit = 1u << (24u - 8u * (step & 3u));
-    let a = vec4u(128u, 64u, 32u, 16u) * unit;
-    return WeightStep(step >> 2u, scale_step(step), a, vec4u(8u, 4u, 2u, 1u) * unit);
+    return WeightStep(step >> 1u, scale_step(2u * step), select(0x10000u, 1u, (step & 1u) == 1u));
 }
 
-fn load_weights(row: WeightRow, at: WeightStep) -> mat2x4f {
+fn load_weights(row: WeightRow, at: WeightStep) -> mat4x4f {
     let scale = vec4u(bitcast<u32>(scale_half(scales[scale_word(row.scale, at.scale)], row.scale, at.scale)));
-    let inverted = ~codes[row.first + at.word];
-    return mat2x4f(
-        bitcast<vec4f>(scale ^ ((inverted * at.to_sign_a) & vec4u(0x80000000u))),
-        bitcast<vec4f>(scale ^ ((inverted * at.to_sign_b) & vec4u(0x80000000u))),
+    let inverted = vec4u(~codes[row.first + at.word] * at.to_upper);
+    // Products with these move the bits of weights 0 to 3, of 4 to 7 and so on to bit 31.
+    let sign = vec4u(0x80000000u);
+    return mat4x4f(
+        bitcast<vec4f>(scale ^ ((inverted * vec4u(0x8000u, 0x4000u, 0x2000u, 0x1000u)) & sign)),
+        bitcast<vec4f>(scale ^ ((inverted * vec4u(0x800u, 0x400u, 0x200u, 0x100u)) & sign)),
+        bitcast<vec4f>(scale ^ ((inverted * vec4u(0x80u, 0x40u, 0x20u, 0x10u)) & sign)),
+        bitcast<vec4f>(scale ^ ((inverted * vec4u(8u, 4u, 2u, 1u)) & sign)),
     );
 }
