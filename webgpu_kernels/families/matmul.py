@@ -29,11 +29,12 @@ F32_STAGED = {
     "operand": "f32",
     "tile_rows": 128,
     "tile_columns": 128,
+    "threads": 128,
     "depth": 16,
     "unroll": 16,
 }
-F16 = {**F32_STAGED, "operand": "f16", "depth": 32, "unroll": 1}
-INT8 = {**F32_STAGED, "operand": "int8", "depth": 64, "unroll": 4}
+F16 = {**F32_STAGED, "operand": "f16", "threads": 256, "depth": 32, "unroll": 1}
+INT8 = {**F32_STAGED, "operand": "int8", "threads": 256, "depth": 64, "unroll": 4}
 INT8_ROWS = {"operand": "int8", "tile_rows": 64, "tile_columns": 128, "depth": 64}
 MATRIX_F16 = {
     "operand": "f16",

@@ -1,10 +1,12 @@
 {{ "enable f16;" if operand == "f16" }}
 {{ "requires packed_4x8_integer_dot_product;" if operand == "int8" }}
 {# `operand` is what is staged, "f32", "f16" or "int8" (x converted before, with a scale a row and 128 columns); `depth`
-   the elements of K staged at once; `unroll` the lines of a turn of the inner loop, a divisor of all; tiles are multiples of 64. #}
+   the elements of K staged at once; `threads` a multiple of 128; `unroll` the lines of a turn of the inner loop, a divisor
+   of all; tiles are multiples of 64. #}
 {% set lines = depth // 4 if operand == "int8" else depth %}
 {% set blocks = lines // 4 %}
-{% set row_quads = tile_rows // 64 %}
+{% set rows_down = threads // 16 %}
+{% set row_quads = tile_rows // (4 * rows_down) %}
 {% set column_quads = tile_columns // 64 %}
 {% set x_line = tile_rows // 4 %}
 {% set w_line = tile_columns // 4 %}
@@ -16,7 +18,7 @@
 {% set half = tile_columns // 2 %}
 {% set swiglu = epilogue == "swiglu" %}
 // y = x · Wᵀ + bias, and what lib/epilogue.wgsl makes of it, as a sum of outer products, for adapters with workgroup
-// memory of their own. 256 threads share a tile of
+// memory of their own. {{ threads }} threads share a tile of
 // {{ tile_rows }} by {{ tile_columns }}; both operands are staged as {{ operand }}, K first, so that a step of a thread is {{ row_quads + column_quads }} loads for
 // {{ 4 * row_quads }} by {{ 4 * column_quads }} sums in named registers.
 {{ interface }}
@@ -31,9 +33,9 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
 
 {# The jobs of a thread: one is four rows of x or of W by four lines. Eight neighbours take neighbouring rows, so that
    their stores lie side by side, and the next eight the next lines of these rows. #}
-{% set job_count = (jobs + 255) // 256 %}
+{% set job_count = (jobs + threads - 1) // threads %}
 {% macro place(i) %}
-    let job{{ i }} = {{ "thread + %du" % (256 * i) }};
+    let job{{ i }} = {{ "thread + %du" % (threads * i) }};
     let is_x{{ i }} = job{{ i }} < {{ x_jobs }}u;
     let own{{ i }} = job{{ i }} - select({{ x_jobs }}u, 0u, is_x{{ i }});
     let block{{ i }} = own{{ i }} / 8u % {{ blocks }}u;
@@ -41,14 +43,14 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
     var r{{ i }} = Raw();
 {% endmacro %}
 {% macro either(i, x, w) %}
-{% if 256 * (i + 1) <= x_jobs %}
+{% if threads * (i + 1) <= x_jobs %}
         {{ x }}
-{% elif 256 * i >= x_jobs and 256 * (i + 1) <= jobs %}
+{% elif threads * i >= x_jobs and threads * (i + 1) <= jobs %}
         {{ w }}
 {% else %}
         if (is_x{{ i }}) {
             {{ x }}
-        } else {{ "if (job%d < %du) " % (i, jobs) if 256 * (i + 1) > jobs }}{
+        } else {{ "if (job%d < %du) " % (i, jobs) if threads * (i + 1) > jobs }}{
             {{ w }}
         }
 {% endif %}
@@ -77,7 +79,7 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
 {% for u in range(unroll) %}
             {
 {% for q in range(row_quads) %}
-            let x{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_x[(line + {{ u }}u) * {{ x_line }}u + {{ 16 * q }}u + down]);
+            let x{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_x[(line + {{ u }}u) * {{ x_line }}u + {{ rows_down * q }}u + down]);
 {% endfor %}
 {% for q in range(column_quads) %}
             let w{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_w[(line + {{ u }}u) * {{ w_line }}u + {{ 16 * q }}u + across]);
@@ -133,7 +135,7 @@ fn few_rows(column: u32) {
 }
 
 {% endif %}
-@compute @workgroup_size(256)
+@compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
     let first_row = group.y * {{ tile_rows }}u;
     let first_column = group.x * {{ tile_columns }}u;
@@ -167,7 +169,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     for (var k = 0u; k < K; k += FLUSH) {
 {% for q in range(row_quads) %}
 {% for r in range(4) %}
-        let x_scale{{ 4 * q + r }} = x_scales[min(first_row + {{ 64 * q + r }}u + down * 4u, params.rows - 1u) * (K / 128u) + k / 128u];
+        let x_scale{{ 4 * q + r }} = x_scales[min(first_row + {{ 4 * rows_down * q + r }}u + down * 4u, params.rows - 1u) * (K / 128u) + k / 128u];
 {% endfor %}
 {% endfor %}
 {% for q in range(column_quads) %}
@@ -199,7 +201,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {% endif %}
 {% for r in range(4 * row_quads) %}
 {% for q in range(column_quads // 2 if swiglu else column_quads) %}
-    store_four(first_row + {{ 64 * (r // 4) + r % 4 }}u + down * 4u, y_column(first_column + {{ 64 * q }}u + across * 4u), sum{{ r }}_{{ q }}{{ ", sum%d_%d" % (r, q + column_quads // 2) if swiglu }});
+    store_four(first_row + {{ 4 * rows_down * (r // 4) + r % 4 }}u + down * 4u, y_column(first_column + {{ 64 * q }}u + across * 4u), sum{{ r }}_{{ q }}{{ ", sum%d_%d" % (r, q + column_quads // 2) if swiglu }});
 {% endfor %}
 {% endfor %}
 }
