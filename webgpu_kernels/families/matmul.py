@@ -34,7 +34,6 @@ F32_STAGED = {
     "unroll": 16,
 }
 F16 = {**F32_STAGED, "operand": "f16", "threads": 256, "depth": 32, "unroll": 1}
-INT8 = {**F32_STAGED, "operand": "int8", "threads": 256, "depth": 64, "unroll": 4}
 INT8_ROWS = {"operand": "int8", "tile_rows": 64, "tile_columns": 128, "depth": 64}
 MATRIX_F16 = {
     "operand": "f16",
@@ -250,22 +249,9 @@ register(
                 when={"aligned": (True,)},
             ),
             Variant(
-                "int8",
-                "linear_outer.wgsl",
-                _tiled,
-                limits=_limits(INT8),
-                context=INT8,
-                elements=_converted_elements,
-                error=2e-2,
-                when={"weights": tuple(LOW_BIT), "aligned": (True,)},
-                multiples={"K": SEGMENT, "GROUP": SEGMENT},
-                language_features=("packed_4x8_integer_dot_product",),
-                converts={"x": "int8"},
-            ),
-            Variant(
                 "int8_rows",
                 "linear_bytes.wgsl",
-                tiled("N", "rows"),
+                _tiled,
                 limits=_limits(INT8_ROWS),
                 context=INT8_ROWS,
                 elements=_converted_elements,
@@ -307,7 +293,7 @@ register(
             Variant(
                 "matrix_int8_narrow",
                 "linear_matrix.wgsl",
-                tiled("N", "rows"),
+                _tiled,
                 features=("subgroups", MATRIX_FEATURE),
                 limits=_limits(MATRIX_INT8_NARROW),
                 context=MATRIX_INT8_NARROW,

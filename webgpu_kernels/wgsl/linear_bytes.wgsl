@@ -10,10 +10,13 @@ requires packed_4x8_integer_dot_product;
 {% set staged_lines = threads // parts %}
 {% set x_loads = tile_rows // staged_lines %}
 {% set w_loads = tile_columns // staged_lines %}
-// y = x · Wᵀ + bias by dot products of four int8 each, i32 sums over all of K. x comes with a scale a row, W is rounded to
+{% set half = tile_columns // 2 %}
+{% set swiglu = epilogue == "swiglu" %}
+// y = x · Wᵀ + bias, and what lib/epilogue.wgsl makes of it, by dot products of four int8 each, i32 sums over all of K. x comes with a scale a row, W is rounded to
 // a scale a row as it is unpacked. {{ threads }} threads share a tile of {{ tile_rows }} by {{ tile_columns }}; each has 8 by 8 sums in named registers.
 {{ interface }}
 override STEPS: u32 = K / {{ depth }}u;
+{% include "lib/epilogue.wgsl" %}
 {% include "lib/sixteen.wgsl" %}
 {% include "lib/row_codes.wgsl" %}
 
@@ -58,7 +61,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     let parts = select({{ parts }}u, 0u, params.rows == 0u);
     var scale = 0.0;
     if (thread < {{ tile_columns }}u) {
-        scale = greatest(min(first_column + thread, N - 1u)) / 127.0;
+        scale = greatest(w_row(first_column + thread)) / 127.0;
     }
     share_scale(thread, scale);
 {% for i in range(x_loads) %}
@@ -67,7 +70,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     var x{{ i }} = vec4u();
 {% endfor %}
 {% for i in range(w_loads) %}
-    let column{{ i }} = min(first_column + line + {{ staged_lines * i }}u, N - 1u);
+    let column{{ i }} = w_row(first_column + line + {{ staged_lines * i }}u);
     let w_to{{ i }} = {{ place(w_line, i) }};
     let to_code{{ i }} = 1.0 / bitcast<f32>(staged_w[(line + {{ staged_lines * i }}u) / 4u][line % 4u]);
     var packed{{ i }} = Sixteen();
@@ -131,8 +134,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {% for r in range(8) %}
     let row{{ r }} = first_row + {{ 4 * rows_down * (r // 4) + r % 4 }}u + down * 4u;
     let x_scale{{ r }} = x_scales[min(row{{ r }}, params.rows - 1u)].x;
+{% if swiglu %}
+    store_four(row{{ r }}, y_column(first_column + across * 4u), vec4f(sum{{ r }}_0) * (x_scale{{ r }} * scales0), vec4f(sum{{ r }}_1) * (x_scale{{ r }} * scales1));
+{% else %}
 {% for q in range(2) %}
     store_four(row{{ r }}, first_column + {{ 4 * columns_across * q }}u + across * 4u, vec4f(sum{{ r }}_{{ q }}) * (x_scale{{ r }} * scales{{ q }}));
 {% endfor %}
+{% endif %}
 {% endfor %}
 }

@@ -1,10 +1,7 @@
 {{ "enable f16;" if operand == "f16" }}
-{{ "requires packed_4x8_integer_dot_product;" if operand == "int8" }}
-{# `operand` is what is staged, "f32", "f16" or "int8" (x converted before, with a scale a row and 128 columns); `depth`
-   the elements of K staged at once; `threads` a multiple of 128; `unroll` the lines of a turn of the inner loop, a divisor
-   of all; tiles are multiples of 64. #}
-{% set lines = depth // 4 if operand == "int8" else depth %}
-{% set blocks = lines // 4 %}
+{# `operand` is what is staged, "f32" or "f16"; `depth` the elements of K staged at once; `threads` a multiple of 128;
+   `unroll` the lines of a turn of the inner loop, a divisor of all; tiles are multiples of 64. #}
+{% set blocks = depth // 4 %}
 {% set rows_down = threads // 16 %}
 {% set row_quads = tile_rows // (4 * rows_down) %}
 {% set column_quads = tile_columns // 64 %}
@@ -12,9 +9,8 @@
 {% set w_line = tile_columns // 4 %}
 {% set x_jobs = x_line * blocks %}
 {% set jobs = (x_line + w_line) * blocks %}
-{% set element = {"f32": "vec4f", "f16": "vec4h", "int8": "vec4u"}[operand] %}
+{% set element = {"f32": "vec4f", "f16": "vec4h"}[operand] %}
 {% set vectors = 1 if weights in ("f16", "f32") else 2 %}
-{% set affine = weights in ("int4", "int8") %}
 {% set half = tile_columns // 2 %}
 {% set swiglu = epilogue == "swiglu" %}
 // y = x · Wᵀ + bias, and what lib/epilogue.wgsl makes of it, as a sum of outer products, for adapters with workgroup
@@ -23,11 +19,11 @@
 // {{ 4 * row_quads }} by {{ 4 * column_quads }} sums in named registers.
 {{ interface }}
 {% include "lib/epilogue.wgsl" %}
-{% include "lib/outer_" ~ ("bytes" if operand == "int8" else "values") ~ ".wgsl" %}
+{% include "lib/outer_values.wgsl" %}
 
 // Lines of fours of rows and of columns.
-var<workgroup> staged_x: array<{{ element }}, {{ lines * x_line }}>;
-var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
+var<workgroup> staged_x: array<{{ element }}, {{ depth * x_line }}>;
+var<workgroup> staged_w: array<{{ element }}, {{ depth * w_line }}>;
 
 {% include "lib/store_four.wgsl" %}
 
@@ -74,8 +70,8 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
         // The next slice of K comes while this one is multiplied; after the last one it comes again, unused.
         let next = min(step + 1u, STEPS - 1u);
 {{ fetch("next") -}}
-        for (var turn = 0u; turn < {{ "turns" if 1 < unroll < lines else "%du" % (lines // unroll) }}; turn++) {
-            let line = {{ "turn %% %du * %d" % (lines // unroll, unroll) if 1 < unroll < lines else "turn * %d" % unroll }}u; // a range that the browser knows: it checks no load below
+        for (var turn = 0u; turn < {{ "turns" if 1 < unroll < depth else "%du" % (depth // unroll) }}; turn++) {
+            let line = {{ "turn %% %du * %d" % (depth // unroll, unroll) if 1 < unroll < depth else "turn * %d" % unroll }}u; // a range that the browser knows: it checks no load below
 {% for u in range(unroll) %}
             {
 {% for q in range(row_quads) %}
@@ -87,11 +83,7 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
 {% for r in range(4 * row_quads) %}
 {% for q in range(column_quads) %}
 {% set value = "x%d.%s" % (r // 4, "xyzw"[r % 4]) %}
-{% if operand == "int8" %}
-            dots{{ r }}_{{ q }} += vec4i({% for i in range(4) %}dot4I8Packed({{ value }}, w{{ q }}.{{ "xyzw"[i] }}){{ ", " if i < 3 }}{% endfor %});
-{% else %}
             sum{{ r }}_{{ q }} += {{ value }} * w{{ q }};
-{% endif %}
 {% endfor %}
 {% endfor %}
             }
@@ -99,7 +91,6 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
         }
         workgroupBarrier();
 {% endmacro %}
-{% if operand != "int8" %}
 // At most four rows: a thread a column wastes less than a tile.
 fn few_sums(row: u32) -> vec4f {
     let weight_row = weight_row(row);
@@ -134,12 +125,10 @@ fn few_rows(column: u32) {
     }
 }
 
-{% endif %}
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
     let first_row = group.y * {{ tile_rows }}u;
     let first_column = group.x * {{ tile_columns }}u;
-{% if operand != "int8" %}
     if (params.rows <= 4u) {
         let column = y_column(first_column) + thread;
         if (thread < {{ half if swiglu else tile_columns }}u && column < N) {
@@ -147,10 +136,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
         }
         return;
     }
-{% endif %}
-{% if 1 < unroll < lines %}
+{% if 1 < unroll < depth %}
     // A number that the compiler does not know, so that it unrolls no further: registers would not suffice.
-    let turns = select({{ lines // unroll }}u, 0u, params.rows == 0u);
+    let turns = select({{ depth // unroll }}u, 0u, params.rows == 0u);
 {% endif %}
     // 32 threads in a row take 8 by 4 places. Of neighbours, and of those two apart, one address is the same.
     let across = thread / 32u % 2u * 8u + thread / 2u % 8u;
@@ -164,41 +152,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {% endfor %}
 {% endfor %}
 {{ fetch("0u") -}}
-{% if operand == "int8" %}
-    var step = 0u;
-    for (var k = 0u; k < K; k += FLUSH) {
-{% for q in range(row_quads) %}
-{% for r in range(4) %}
-        let x_scale{{ 4 * q + r }} = x_scales[min(first_row + {{ 4 * rows_down * q + r }}u + down * 4u, params.rows - 1u) * (K / 128u) + k / 128u];
-{% endfor %}
-{% endfor %}
-{% for q in range(column_quads) %}
-        let bits{{ q }} = scale_bits_of_four(first_column + {{ 64 * q }}u + across * 4u, k / GROUP);
-{% endfor %}
-{% for r in range(4 * row_quads) %}
-{% for q in range(column_quads) %}
-        var dots{{ r }}_{{ q }} = vec4i(FLOAT_ZERO);
-{% endfor %}
-{% endfor %}
-        for (var slice = 0u; slice < FLUSH; slice += {{ depth }}u) {
-{{ slice() -}}
-            step++;
-        }
-{% for q in range(column_quads) %}
-        let scale{{ q }} = scales_of(bits{{ q }});
-{% if affine %}
-        let offset{{ q }} = offsets_of(bits{{ q }});
-{% endif %}
-{% for r in range(4 * row_quads) %}
-        sum{{ r }}_{{ q }} += (bitcast<vec4f>(dots{{ r }}_{{ q }}) - bitcast<f32>(FLOAT_ZERO)) * (x_scale{{ r }}.x * scale{{ q }}){{ " + x_scale%d.y * offset%d" % (r, q) if affine }};
-{% endfor %}
-{% endfor %}
-    }
-{% else %}
     for (var step = 0u; step < STEPS; step++) {
 {{ slice() -}}
     }
-{% endif %}
 {% for r in range(4 * row_quads) %}
 {% for q in range(column_quads // 2 if swiglu else column_quads) %}
     store_four(first_row + {{ 4 * rows_down * (r // 4) + r % 4 }}u + down * 4u, y_column(first_column + {{ 64 * q }}u + across * 4u), sum{{ r }}_{{ q }}{{ ", sum%d_%d" % (r, q + column_quads // 2) if swiglu }});
