@@ -96,7 +96,7 @@ def _records(inputs: dict[str, np.ndarray], name: str) -> list[list[Any]]:
 # Whole dispatches, and three parts of each.
 @pytest.mark.parametrize(
     ("variant", "rows", "parts", "steps", "bound"),
-    [("f32", 5, 1, 3, 1e-5), ("int8", 5, 1, 5, 2e-2), ("int8", 261, 3, 11, 2e-2)],
+    [("f32", 5, 1, 3, 1e-5), ("int8_rows", 5, 1, 5, 2e-2), ("int8_rows", 261, 3, 11, 2e-2)],
 )
 def test_products_convert_what_they_read_once(
     variant: str,

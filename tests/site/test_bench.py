@@ -42,7 +42,7 @@ def test_the_command_prints_one_table_and_writes_the_same_numbers_as_json(tmp_pa
         assert f"| {row['variant']} " in text
         assert row["relative_error"] is None if row["variant"] == "f32" else 0 < row["relative_error"] < 2e-2
     errors = {row["variant"]: row["relative_error"] for row in rows if row["options"] == "binary"}
-    assert errors["f32_staged"] < 1e-5 < errors["int8"]
+    assert errors["f32_staged"] < 1e-5 < errors["int8_rows"]
     assert numbers["ceilings"]["f32"] > 1e8 and numbers["ceilings"]["copy"] > 1e7
     assert len([line for line in text.splitlines() if line.startswith("| matmul")]) == len(rows)
 
@@ -86,7 +86,7 @@ def test_a_report_says_what_failed_and_what_has_no_arithmetic() -> None:
     found = Measured(facts, {"f32": 5e12, "copy": 1e12})
     found.kernels = [
         {**kernel, "variant": "f32", "ms": 2.0, "gb_per_s": 512.0, "share": 0.5},
-        {**kernel, "variant": "int8", "ms": 2.0, "relative_error": 7.2e-3},
+        {**kernel, "variant": "int8_rows", "ms": 2.0, "relative_error": 7.2e-3},
         {**kernel, "variant": "f16", "error": "no such thing"},
     ]
     whole = {"model": "m", "component": "c", "size": "64x64", "ms": 5.0, "kernels": "matmul: f16"}

@@ -7,8 +7,8 @@ Variants of the kernel `linear` convert the rows of a packed product before they
 is done to the same products as on the page, those of the transformer's packed weights:
 
     f16         rows as float16: variants f16 and matrix_f16
-    int8        8 bits with a scale a row and 128 columns: variant int8
-    int8_rows   8 bits with a scale a row, and W as 8 bits with a scale a row: variant matrix_int8
+    int8        8 bits with a scale a row and 128 columns: variant matrix_int8_groups
+    int8_rows   8 bits with a scale a row, and W as 8 bits with a scale a row: int8_rows, matrix_int8
 
 For each kind: its score and its share of the score in float32, by the same prompts and seeds; PSNR of its
 pictures as PNG files keep them; relative error of the last latents.

@@ -78,9 +78,8 @@ class MatrixAttention:
         return staged_k + staged_v + 32 * self.subgroups * 80
 
 
-# Of `wgsl/attention_outer.wgsl`: 16 threads across by so many `down`; `depth` channels of q and k, and `v_keys` keys of
-# the weights and v, are staged at once: 16 KiB.
-_OUTER = {"down": 8, "depth": 16, "v_keys": 16}
+# Of `wgsl/attention_wide.wgsl`, as of StagedAttention; the limit below is what they need.
+_WIDE = {"down": 8, "fours": 4, "v_keys": 16, "p_fours": 8}
 _MATRIX = MatrixAttention()
 _STAGED = StagedAttention()
 _STAGED_F16 = StagedAttention(operand="f16")
@@ -205,12 +204,13 @@ ATTENTION = register(
                 "f32_staged", "attention_staged.wgsl", _STAGED.groups(), context=_STAGED.context(), elements=_elements
             ),
             Variant(
-                "f32_outer",
-                "attention_outer.wgsl",
-                (["ceil_div", "q_tokens", 8 * _OUTER["down"]], "HEADS", 1),
+                "f32_wide",
+                "attention_wide.wgsl",
+                (["ceil_div", "q_tokens", 8 * _WIDE["down"]], "HEADS", 1),
+                limits={"maxComputeWorkgroupStorageSize": 20_480},
                 when={"mask": ("none",)},
                 fixed={"HEAD_SIZE": 128},
-                context=_OUTER,
+                context=_WIDE,
                 elements=_elements,
             ),
             Variant(

@@ -29,12 +29,12 @@ F32_STAGED = {
     "operand": "f32",
     "tile_rows": 128,
     "tile_columns": 128,
+    "threads": 128,
     "depth": 16,
     "unroll": 16,
 }
-F16 = {**F32_STAGED, "operand": "f16", "depth": 32, "unroll": 1}
-INT8 = {**F32_STAGED, "operand": "int8", "depth": 64, "unroll": 4}
-INT8_ROWS = {"operand": "int8", "tile_rows": 128, "tile_columns": 128, "depth": 64}
+F16 = {**F32_STAGED, "operand": "f16", "threads": 256, "depth": 32, "unroll": 1}
+INT8_ROWS = {"operand": "int8", "tile_rows": 64, "tile_columns": 128, "depth": 64}
 MATRIX_F16 = {
     "operand": "f16",
     "tile_rows": 128,
@@ -45,6 +45,7 @@ MATRIX_F16 = {
     "groups": False,
 }
 MATRIX_INT8 = {**MATRIX_F16, "operand": "int8", "depth": 64}
+MATRIX_INT8_NARROW = {**MATRIX_INT8, "tile_columns": 64, "sub_columns": 32}
 MATRIX_INT8_GROUPS = {**MATRIX_INT8, "groups": True, "sub_columns": 32}
 # none: x·Wᵀ + bias; residual and gate_residual add it, times one row, to what was there; swiglu takes W of 2N rows, the
 # gates' before the ups'.
@@ -262,22 +263,9 @@ register(
                 when={"aligned": (True,)},
             ),
             Variant(
-                "int8",
-                "linear_outer.wgsl",
-                _tiled,
-                limits=_limits(INT8),
-                context=INT8,
-                elements=_converted_elements,
-                error=2e-2,
-                when={"weights": tuple(LOW_BIT), "aligned": (True,)},
-                multiples={"K": SEGMENT, "GROUP": SEGMENT},
-                language_features=("packed_4x8_integer_dot_product",),
-                converts={"x": "int8"},
-            ),
-            Variant(
                 "int8_rows",
                 "linear_bytes.wgsl",
-                tiled("N", "rows"),
+                _tiled,
                 limits=_limits(INT8_ROWS),
                 context=INT8_ROWS,
                 elements=_converted_elements,
@@ -308,6 +296,21 @@ register(
                 features=("subgroups", MATRIX_FEATURE),
                 limits=_limits(MATRIX_INT8),
                 context=MATRIX_INT8,
+                elements=_converted_elements,
+                error=3e-2,
+                when={"weights": tuple(LOW_BIT), "aligned": (True,)},
+                multiples={"K": 64, "GROUP": 16},
+                language_features=("packed_4x8_integer_dot_product",),
+                matrix=("i8", "i32", 16, 16, 32),
+                converts={"x": "int8_rows"},
+            ),
+            Variant(
+                "matrix_int8_narrow",
+                "linear_matrix.wgsl",
+                _tiled,
+                features=("subgroups", MATRIX_FEATURE),
+                limits=_limits(MATRIX_INT8_NARROW),
+                context=MATRIX_INT8_NARROW,
                 elements=_converted_elements,
                 error=3e-2,
                 when={"weights": tuple(LOW_BIT), "aligned": (True,)},

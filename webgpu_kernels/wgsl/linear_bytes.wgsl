@@ -1,17 +1,22 @@
 requires packed_4x8_integer_dot_product;
-{# `depth` are the elements of K staged at once, `tile_rows` x `tile_columns` what 256 threads compute; powers of two, tiles of
-   at least 64. #}
+{# `depth` are the elements of K staged at once, `tile_rows` x `tile_columns` what a workgroup computes, a thread 8 x 8 of it;
+   powers of two, `tile_rows` of at least 64, `tile_columns` at least as many, and no more than there are threads. #}
 {% set parts = depth // 16 %}
-{% set row_quads = tile_rows // 64 %}
-{% set column_quads = tile_columns // 64 %}
+{% set threads = tile_rows * tile_columns // 64 %}
+{% set rows_down = tile_rows // 8 %}
+{% set columns_across = tile_columns // 8 %}
 {% set x_line = tile_rows // 4 %}
 {% set w_line = tile_columns // 4 %}
-{% set x_loads = tile_rows * parts // 256 %}
-{% set w_loads = tile_columns * parts // 256 %}
-// y = x · Wᵀ + bias by dot products of four int8 each, i32 sums over all of K. x comes with a scale a row, W is rounded to
-// a scale a row as it is unpacked. 256 threads share a tile of {{ tile_rows }} by {{ tile_columns }}; a thread has {{ 4 * row_quads }} by {{ 4 * column_quads }} sums in named registers.
+{% set staged_lines = threads // parts %}
+{% set x_loads = tile_rows // staged_lines %}
+{% set w_loads = tile_columns // staged_lines %}
+{% set half = tile_columns // 2 %}
+{% set swiglu = epilogue == "swiglu" %}
+// y = x · Wᵀ + bias, and what lib/epilogue.wgsl makes of it, by dot products of four int8 each, i32 sums over all of K. x comes with a scale a row, W is rounded to
+// a scale a row as it is unpacked. {{ threads }} threads share a tile of {{ tile_rows }} by {{ tile_columns }}; each has 8 by 8 sums in named registers.
 {{ interface }}
 override STEPS: u32 = K / {{ depth }}u;
+{% include "lib/epilogue.wgsl" %}
 {% include "lib/sixteen.wgsl" %}
 {% include "lib/row_codes.wgsl" %}
 
@@ -32,7 +37,7 @@ var<workgroup> staged_w: array<vec4u, {{ 4 * parts * w_line }}>;
 {% endfor %}
 {% endmacro %}
 {% macro place(width, i) -%}
-part * {{ 4 * width }}u + (((line + {{ 256 // parts * i }}u) / 4u) ^ (2u * part)) % {{ width }}u
+part * {{ 4 * width }}u + (((line + {{ staged_lines * i }}u) / 4u) ^ (2u * part)) % {{ width }}u
 {%- endmacro %}
 // What a thread keeps of its columns' scales passes through the place of W before the first slice and after the last.
 fn share_scale(thread: u32, scale: f32) {
@@ -43,36 +48,36 @@ fn share_scale(thread: u32, scale: f32) {
     workgroupBarrier();
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
     let first_row = group.y * {{ tile_rows }}u;
     let first_column = group.x * {{ tile_columns }}u;
     // 32 threads in a row take 8 by 4 places. Of neighbours, and of those two apart, one address is the same.
-    let across = thread / 32u % 2u * 8u + thread / 2u % 8u;
-    let down = thread / 64u * 4u + thread / 16u % 2u * 2u + thread % 2u;
+    let across = thread / 32u % {{ columns_across // 8 }}u * 8u + thread / 2u % 8u;
+    let down = thread / {{ 4 * columns_across }}u * 4u + thread / 16u % 2u * 2u + thread % 2u;
     let part = thread % {{ parts }}u;
     let line = thread / {{ parts }}u;
     // A number that the compiler does not know, so that it unrolls no further: registers would not suffice.
     let parts = select({{ parts }}u, 0u, params.rows == 0u);
     var scale = 0.0;
     if (thread < {{ tile_columns }}u) {
-        scale = greatest(min(first_column + thread, N - 1u)) / 127.0;
+        scale = greatest(w_row(first_column + thread)) / 127.0;
     }
     share_scale(thread, scale);
 {% for i in range(x_loads) %}
-    let x_from{{ i }} = min(first_row + line + {{ 256 // parts * i }}u, params.rows - 1u) * SIXTEENS + part;
+    let x_from{{ i }} = min(first_row + line + {{ staged_lines * i }}u, params.rows - 1u) * SIXTEENS + part;
     let x_to{{ i }} = {{ place(x_line, i) }};
     var x{{ i }} = vec4u();
 {% endfor %}
 {% for i in range(w_loads) %}
-    let column{{ i }} = min(first_column + line + {{ 256 // parts * i }}u, N - 1u);
+    let column{{ i }} = w_row(first_column + line + {{ staged_lines * i }}u);
     let w_to{{ i }} = {{ place(w_line, i) }};
-    let to_code{{ i }} = 1.0 / bitcast<f32>(staged_w[(line + {{ 256 // parts * i }}u) / 4u][line % 4u]);
+    let to_code{{ i }} = 1.0 / bitcast<f32>(staged_w[(line + {{ staged_lines * i }}u) / 4u][line % 4u]);
     var packed{{ i }} = Sixteen();
     var bits{{ i }} = 0u;
 {% endfor %}
-{% for r in range(4 * row_quads) %}
-{% for q in range(column_quads) %}
+{% for r in range(8) %}
+{% for q in range(2) %}
     var sum{{ r }}_{{ q }} = vec4i();
 {% endfor %}
 {% endfor %}
@@ -96,20 +101,20 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {{ fetch("next") }}
         for (var turn = 0u; turn < parts; turn++) {
             let now = turn % {{ parts }}u; // a range that the browser knows: it checks no load below
-            let x_at = now * {{ 4 * x_line }}u + (down ^ (2u * now)) % 16u;
-            let w_at = now * {{ 4 * w_line }}u + (across ^ (2u * now)) % 16u;
+            let x_at = now * {{ 4 * x_line }}u + (down ^ (2u * now)) % {{ rows_down }}u;
+            let w_at = now * {{ 4 * w_line }}u + (across ^ (2u * now)) % {{ columns_across }}u;
 {% for pair in range(2) %}
             {
 {% for p in range(2) %}
-{% for q in range(row_quads) %}
-            let x{{ q }}_{{ p }} = staged_x[x_at + {{ (2 * pair + p) * x_line + 16 * q }}u];
+{% for q in range(2) %}
+            let x{{ q }}_{{ p }} = staged_x[x_at + {{ (2 * pair + p) * x_line + rows_down * q }}u];
 {% endfor %}
-{% for q in range(column_quads) %}
-            let w{{ q }}_{{ p }} = staged_w[w_at + {{ (2 * pair + p) * w_line + 16 * q }}u];
+{% for q in range(2) %}
+            let w{{ q }}_{{ p }} = staged_w[w_at + {{ (2 * pair + p) * w_line + columns_across * q }}u];
 {% endfor %}
 {% endfor %}
-{% for r in range(4 * row_quads) %}
-{% for q in range(column_quads) %}
+{% for r in range(8) %}
+{% for q in range(2) %}
             sum{{ r }}_{{ q }} += vec4i(
 {% for i in range(4) %}
                 dot4I8Packed(x{{ r // 4 }}_0.{{ "xyzw"[r % 4] }}, w{{ q }}_0.{{ "xyzw"[i] }}) + dot4I8Packed(x{{ r // 4 }}_1.{{ "xyzw"[r % 4] }}, w{{ q }}_1.{{ "xyzw"[i] }}),
@@ -123,14 +128,18 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
         workgroupBarrier();
     }
     share_scale(thread, scale);
-{% for q in range(column_quads) %}
-    let scales{{ q }} = bitcast<vec4f>(staged_w[across + {{ 16 * q }}u]);
+{% for q in range(2) %}
+    let scales{{ q }} = bitcast<vec4f>(staged_w[across + {{ columns_across * q }}u]);
 {% endfor %}
-{% for r in range(4 * row_quads) %}
-    let row{{ r }} = first_row + {{ 64 * (r // 4) + r % 4 }}u + down * 4u;
+{% for r in range(8) %}
+    let row{{ r }} = first_row + {{ 4 * rows_down * (r // 4) + r % 4 }}u + down * 4u;
     let x_scale{{ r }} = x_scales[min(row{{ r }}, params.rows - 1u)].x;
-{% for q in range(column_quads) %}
-    store_four(row{{ r }}, first_column + {{ 64 * q }}u + across * 4u, vec4f(sum{{ r }}_{{ q }}) * (x_scale{{ r }} * scales{{ q }}));
+{% if swiglu %}
+    store_four(row{{ r }}, y_column(first_column + across * 4u), vec4f(sum{{ r }}_0) * (x_scale{{ r }} * scales0), vec4f(sum{{ r }}_1) * (x_scale{{ r }} * scales1));
+{% else %}
+{% for q in range(2) %}
+    store_four(row{{ r }}, first_column + {{ 4 * columns_across * q }}u + across * 4u, vec4f(sum{{ r }}_{{ q }}) * (x_scale{{ r }} * scales{{ q }}));
 {% endfor %}
+{% endif %}
 {% endfor %}
 }

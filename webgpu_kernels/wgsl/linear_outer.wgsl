@@ -1,39 +1,37 @@
 {{ "enable f16;" if operand == "f16" }}
-{{ "requires packed_4x8_integer_dot_product;" if operand == "int8" }}
-{# `operand` is what is staged, "f32", "f16" or "int8" (x converted before, with a scale a row and 128 columns); `depth`
-   the elements of K staged at once; `unroll` the lines of a turn of the inner loop, a divisor of all; tiles are multiples of 64. #}
-{% set lines = depth // 4 if operand == "int8" else depth %}
-{% set blocks = lines // 4 %}
-{% set row_quads = tile_rows // 64 %}
+{# `operand` is what is staged, "f32" or "f16"; `depth` the elements of K staged at once; `threads` a multiple of 128;
+   `unroll` the lines of a turn of the inner loop, a divisor of all; tiles are multiples of 64. #}
+{% set blocks = depth // 4 %}
+{% set rows_down = threads // 16 %}
+{% set row_quads = tile_rows // (4 * rows_down) %}
 {% set column_quads = tile_columns // 64 %}
 {% set x_line = tile_rows // 4 %}
 {% set w_line = tile_columns // 4 %}
 {% set x_jobs = x_line * blocks %}
 {% set jobs = (x_line + w_line) * blocks %}
-{% set element = {"f32": "vec4f", "f16": "vec4h", "int8": "vec4u"}[operand] %}
+{% set element = {"f32": "vec4f", "f16": "vec4h"}[operand] %}
 {% set vectors = LOAD_VECTORS[weights] %}
-{% set affine = weights in ("int4", "int8") %}
 {% set half = tile_columns // 2 %}
 {% set swiglu = epilogue == "swiglu" %}
 // y = x · Wᵀ + bias, and what lib/epilogue.wgsl makes of it, as a sum of outer products, for adapters with workgroup
-// memory of their own. 256 threads share a tile of
+// memory of their own. {{ threads }} threads share a tile of
 // {{ tile_rows }} by {{ tile_columns }}; both operands are staged as {{ operand }}, K first, so that a step of a thread is {{ row_quads + column_quads }} loads for
 // {{ 4 * row_quads }} by {{ 4 * column_quads }} sums in named registers.
 {{ interface }}
 {% include "lib/epilogue.wgsl" %}
-{% include "lib/outer_" ~ ("bytes" if operand == "int8" else "values") ~ ".wgsl" %}
+{% include "lib/outer_values.wgsl" %}
 
 // Lines of fours of rows and of columns.
-var<workgroup> staged_x: array<{{ element }}, {{ lines * x_line }}>;
-var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
+var<workgroup> staged_x: array<{{ element }}, {{ depth * x_line }}>;
+var<workgroup> staged_w: array<{{ element }}, {{ depth * w_line }}>;
 
 {% include "lib/store_four.wgsl" %}
 
 {# The jobs of a thread: one is four rows of x or of W by four lines. Eight neighbours take neighbouring rows, so that
    their stores lie side by side, and the next eight the next lines of these rows. #}
-{% set job_count = (jobs + 255) // 256 %}
+{% set job_count = (jobs + threads - 1) // threads %}
 {% macro place(i) %}
-    let job{{ i }} = {{ "thread + %du" % (256 * i) }};
+    let job{{ i }} = {{ "thread + %du" % (threads * i) }};
     let is_x{{ i }} = job{{ i }} < {{ x_jobs }}u;
     let own{{ i }} = job{{ i }} - select({{ x_jobs }}u, 0u, is_x{{ i }});
     let block{{ i }} = own{{ i }} / 8u % {{ blocks }}u;
@@ -41,14 +39,14 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
     var r{{ i }} = Raw();
 {% endmacro %}
 {% macro either(i, x, w) %}
-{% if 256 * (i + 1) <= x_jobs %}
+{% if threads * (i + 1) <= x_jobs %}
         {{ x }}
-{% elif 256 * i >= x_jobs and 256 * (i + 1) <= jobs %}
+{% elif threads * i >= x_jobs and threads * (i + 1) <= jobs %}
         {{ w }}
 {% else %}
         if (is_x{{ i }}) {
             {{ x }}
-        } else {{ "if (job%d < %du) " % (i, jobs) if 256 * (i + 1) > jobs }}{
+        } else {{ "if (job%d < %du) " % (i, jobs) if threads * (i + 1) > jobs }}{
             {{ w }}
         }
 {% endif %}
@@ -72,12 +70,12 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
         // The next slice of K comes while this one is multiplied; after the last one it comes again, unused.
         let next = min(step + 1u, STEPS - 1u);
 {{ fetch("next") -}}
-        for (var turn = 0u; turn < {{ "turns" if 1 < unroll < lines else "%du" % (lines // unroll) }}; turn++) {
-            let line = {{ "turn %% %du * %d" % (lines // unroll, unroll) if 1 < unroll < lines else "turn * %d" % unroll }}u; // a range that the browser knows: it checks no load below
+        for (var turn = 0u; turn < {{ "turns" if 1 < unroll < depth else "%du" % (depth // unroll) }}; turn++) {
+            let line = {{ "turn %% %du * %d" % (depth // unroll, unroll) if 1 < unroll < depth else "turn * %d" % unroll }}u; // a range that the browser knows: it checks no load below
 {% for u in range(unroll) %}
             {
 {% for q in range(row_quads) %}
-            let x{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_x[(line + {{ u }}u) * {{ x_line }}u + {{ 16 * q }}u + down]);
+            let x{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_x[(line + {{ u }}u) * {{ x_line }}u + {{ rows_down * q }}u + down]);
 {% endfor %}
 {% for q in range(column_quads) %}
             let w{{ q }} = {{ "vec4f" if operand == "f16" }}(staged_w[(line + {{ u }}u) * {{ w_line }}u + {{ 16 * q }}u + across]);
@@ -85,11 +83,7 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
 {% for r in range(4 * row_quads) %}
 {% for q in range(column_quads) %}
 {% set value = "x%d.%s" % (r // 4, "xyzw"[r % 4]) %}
-{% if operand == "int8" %}
-            dots{{ r }}_{{ q }} += vec4i({% for i in range(4) %}dot4I8Packed({{ value }}, w{{ q }}.{{ "xyzw"[i] }}){{ ", " if i < 3 }}{% endfor %});
-{% else %}
             sum{{ r }}_{{ q }} += {{ value }} * w{{ q }};
-{% endif %}
 {% endfor %}
 {% endfor %}
             }
@@ -97,7 +91,6 @@ var<workgroup> staged_w: array<{{ element }}, {{ lines * w_line }}>;
         }
         workgroupBarrier();
 {% endmacro %}
-{% if operand != "int8" %}
 // At most four rows: a thread a column wastes less than a tile.
 fn few_sums(row: u32) -> vec4f {
     let weight_row = weight_row(row);
@@ -132,12 +125,10 @@ fn few_rows(column: u32) {
     }
 }
 
-{% endif %}
-@compute @workgroup_size(256)
+@compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
     let first_row = group.y * {{ tile_rows }}u;
     let first_column = group.x * {{ tile_columns }}u;
-{% if operand != "int8" %}
     if (params.rows <= 4u) {
         let column = y_column(first_column) + thread;
         if (thread < {{ half if swiglu else tile_columns }}u && column < N) {
@@ -145,10 +136,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
         }
         return;
     }
-{% endif %}
-{% if 1 < unroll < lines %}
+{% if 1 < unroll < depth %}
     // A number that the compiler does not know, so that it unrolls no further: registers would not suffice.
-    let turns = select({{ lines // unroll }}u, 0u, params.rows == 0u);
+    let turns = select({{ depth // unroll }}u, 0u, params.rows == 0u);
 {% endif %}
     // 32 threads in a row take 8 by 4 places. Of neighbours, and of those two apart, one address is the same.
     let across = thread / 32u % 2u * 8u + thread / 2u % 8u;
@@ -162,44 +152,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
 {% endfor %}
 {% endfor %}
 {{ fetch("0u") -}}
-{% if operand == "int8" %}
-    var step = 0u;
-    for (var k = 0u; k < K; k += FLUSH) {
-{% for q in range(row_quads) %}
-{% for r in range(4) %}
-        let x_scale{{ 4 * q + r }} = x_scales[min(first_row + {{ 64 * q + r }}u + down * 4u, params.rows - 1u) * (K / 128u) + k / 128u];
-{% endfor %}
-{% endfor %}
-{% for q in range(column_quads) %}
-        let bits{{ q }} = scale_bits_of_four(first_column + {{ 64 * q }}u + across * 4u, k / GROUP);
-{% endfor %}
-{% for r in range(4 * row_quads) %}
-{% for q in range(column_quads) %}
-        var dots{{ r }}_{{ q }} = vec4i(FLOAT_ZERO);
-{% endfor %}
-{% endfor %}
-        for (var slice = 0u; slice < FLUSH; slice += {{ depth }}u) {
-{{ slice() -}}
-            step++;
-        }
-{% for q in range(column_quads) %}
-        let scale{{ q }} = scales_of(bits{{ q }});
-{% if affine %}
-        let offset{{ q }} = offsets_of(bits{{ q }});
-{% endif %}
-{% for r in range(4 * row_quads) %}
-        sum{{ r }}_{{ q }} += (bitcast<vec4f>(dots{{ r }}_{{ q }}) - bitcast<f32>(FLOAT_ZERO)) * (x_scale{{ r }}.x * scale{{ q }}){{ " + x_scale%d.y * offset%d" % (r, q) if affine }};
-{% endfor %}
-{% endfor %}
-    }
-{% else %}
     for (var step = 0u; step < STEPS; step++) {
 {{ slice() -}}
     }
-{% endif %}
 {% for r in range(4 * row_quads) %}
 {% for q in range(column_quads // 2 if swiglu else column_quads) %}
-    store_four(first_row + {{ 64 * (r // 4) + r % 4 }}u + down * 4u, y_column(first_column + {{ 64 * q }}u + across * 4u), sum{{ r }}_{{ q }}{{ ", sum%d_%d" % (r, q + column_quads // 2) if swiglu }});
+    store_four(first_row + {{ 4 * rows_down * (r // 4) + r % 4 }}u + down * 4u, y_column(first_column + {{ 64 * q }}u + across * 4u), sum{{ r }}_{{ q }}{{ ", sum%d_%d" % (r, q + column_quads // 2) if swiglu }});
 {% endfor %}
 {% endfor %}
 }
