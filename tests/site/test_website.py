@@ -65,7 +65,8 @@ def test_the_tree_is_as_designed(site, bundle):
     assert expected <= files
     assert not [name for name in files if name.endswith((".j2", ".d.ts", ".onnx", ".py"))]
     served = json.loads((site / folder / "manifest.json").read_text("utf-8"))
-    assert served == {**manifest, "shards_url": "../../", "memory": served["memory"]}
+    counted = {name: served[name] for name in ("memory", "converted")}
+    assert served == {**manifest, "shards_url": "../../", **counted}
 
 
 def test_the_index_gives_the_bytes_that_a_first_picture_fetches(site):
