@@ -181,6 +181,8 @@ def _cases() -> list[Case]:
     ]
 
 
+_PLAIN_GROUPS = (["ceil_div", "q_tokens", 32], "HEADS", 1)
+
 ATTENTION = register(
     Kernel(
         name="attention",
@@ -199,7 +201,17 @@ ATTENTION = register(
         },
         options={"mask": ("none", "causal")},
         variants=(
-            Variant("f32", "attention.wgsl", (["ceil_div", "q_tokens", 32], "HEADS", 1), elements=_elements),
+            Variant("f32", "attention.wgsl", _PLAIN_GROUPS, context={"quads": False}, elements=_elements),
+            Variant(
+                "f32_quads",
+                "attention.wgsl",
+                _PLAIN_GROUPS,
+                features=("subgroups",),
+                context={"quads": True},
+                elements=_elements,
+                default=False,
+                software=True,
+            ),
             Variant(
                 "f32_staged", "attention_staged.wgsl", _STAGED.groups(), context=_STAGED.context(), elements=_elements
             ),

@@ -233,7 +233,19 @@ register(
             "residual": ("none", "add", "accumulate"),
         },
         variants=(
-            Variant("f32", "conv2d.wgsl", _tile_groups, context=TILE.context(), elements=_elements),
+            Variant("f32", "conv2d.wgsl", _tile_groups, context={**TILE.context(), "quads": False}, elements=_elements),
+            Variant(
+                "f32_quads",
+                "conv2d.wgsl",
+                _tile_groups,
+                features=("subgroups",),
+                context={**TILE.context(), "quads": True},
+                elements=_elements,
+                default=False,
+                software=True,
+                when={"aligned": (True,)},
+                multiples={"KERNEL_SIZE": 3, "OUT_CHANNELS": 4 * TILE.columns},
+            ),
             Variant(
                 "f32_staged",
                 "conv2d_staged.wgsl",

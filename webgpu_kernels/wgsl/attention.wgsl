@@ -9,6 +9,12 @@
 // of scores (4 queries, 4 keys) and then 4 queries by 4 vectors of channels of the output. Scores cross
 // between the threads through workgroup memory: two barriers a tile. q, k and v come straight from
 // their buffers; neighbouring threads read the same ones.
+{% if quads %}
+//
+// Four neighbouring threads have the same keys: each loads a fourth of k and of v for all of them.
+enable subgroups;
+diagnostic(off, subgroup_uniformity);
+{% endif %}
 
 {{ interface }}
 
@@ -44,9 +50,14 @@ fn main(
     {% endfor %}
     let k_head = params.k_offset + kv_head * params.k_head_stride;
     let v_head = params.v_offset + kv_head * params.v_head_stride;
+    {% if quads %}
+    let own = thread % 4u; // of four threads
+    let own_vector = min(slice + own * SLICES, VECTORS - 1u);
+    {% else %}
     {% for c in four %}
     let vector{{ c }} = min(slice + {{ c }}u * SLICES, VECTORS - 1u);
     {% endfor %}
+    {% endif %}
     {% if mask == "causal" %}
     let keys_end = min(params.kv_tokens, first_query + 4u * QUADS);
     {% else %}
@@ -64,9 +75,13 @@ fn main(
         var s{{ j }} = vec4f(LOWEST); // scores of 4 queries and key + {{ j }}
         {% endfor %}
         if (slice < KEY_SLICES) {
+            {% if quads %}
+            let own_k_row = (k_head + min(key + own, params.kv_tokens - 1u) * params.k_stride) / 4u;
+            {% else %}
             {% for j in four %}
             let k_row{{ j }} = (k_head + min(key + {{ j }}u, params.kv_tokens - 1u) * params.k_stride) / 4u;
             {% endfor %}
+            {% endif %}
             {% for r in four %}{% for j in four %}
             var s{{ r }}{{ j }} = 0.0;
             {% endfor %}{% endfor %}
@@ -74,8 +89,11 @@ fn main(
                 {% for r in four %}
                 let q{{ r }} = q[q_row{{ r }} + i];
                 {% endfor %}
+                {% if quads %}
+                let own_k = k[own_k_row + i];
+                {% endif %}
                 {% for j in four %}
-                let k{{ j }} = k[k_row{{ j }} + i];
+                let k{{ j }} = {{ "quadBroadcast(own_k, %du)" % j if quads else "k[k_row%d + i]" % j }};
                 {% endfor %}
                 {% for r in four %}{% for j in four %}
                 s{{ r }}{{ j }} += dot(q{{ r }}, k{{ j }});
@@ -122,8 +140,11 @@ fn main(
         for (var j = 0u; j < count; j++) {
             let w = weights[j * QUADS + quad];
             let v_row = (v_head + (tile + j) * params.v_stride) / 4u;
+            {% if quads %}
+            let own_v = v[v_row + own_vector];
+            {% endif %}
             {% for c in four %}
-            let v{{ c }} = v[v_row + vector{{ c }}];
+            let v{{ c }} = {{ "quadBroadcast(own_v, %du)" % c if quads else "v[v_row + vector%d]" % c }};
             {% endfor %}
             {% for r in four %}{% for c in four %}
             y{{ r }}{{ c }} += w[{{ r }}] * v{{ c }};

@@ -3,6 +3,12 @@
 // or f32; y: f32[height, width, OUT_CHANNELS].
 // Each thread owns {{ tile_rows }} neighbouring pixels of one image row by {{ tile_columns }} output channels.
 {% import "lib/tile.wgsl" as registers %}
+{% if quads %}
+// Four neighbouring threads have the same pixels: each loads and normalizes a fourth of them for all. OUT_CHANNELS is a
+// multiple of four tiles, so that none of the four is missing.
+enable subgroups;
+diagnostic(off, subgroup_uniformity);
+{% endif %}
 {{ interface }}
 override K: u32 = KERNEL_SIZE * KERNEL_SIZE * IN_CHANNELS;
 {% include "lib/unpack_" ~ weights ~ ".wgsl" %}
@@ -62,9 +68,18 @@ fn store_four(row: u32, column: u32, sums: vec4f) {
         let x_row = image_row + tap_row - 1u;
         let norm = norm_of(four);
         let x_column = row - 1u;
+{% if quads %}
+{% for i in range(0, tile_rows + 2, 4) %}
+        let quarter{{ i }} = operand(x_row, x_column + {{ i }}u + (index & 3u), four, norm);
+{% endfor %}
+{% for i in range(tile_rows + 2) %}
+        let p{{ i }} = quadBroadcast(quarter{{ i - i % 4 }}, {{ i % 4 }}u);
+{% endfor %}
+{% else %}
 {% for i in range(tile_rows + 2) %}
         let p{{ i }} = operand(x_row, x_column + {{ i }}u, four, norm);
 {% endfor %}
+{% endif %}
         let weight_first = tap_row * 3u * TAP_STEPS + four;
 {% for tap in range(3) %}
         {
