@@ -14,6 +14,8 @@ import jinja2
 from webgpu_kernels.registry import Binding, Groups, Kernel, Options, Variant, get
 from webgpu_kernels.weights import LOAD_VECTORS
 
+CORE_BUFFERS = 8  # storage buffers of a shader on every WebGPU device
+
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
@@ -36,6 +38,12 @@ class Rendered:
         return self.variant.bindings(self.record.present_bindings(self.options))
 
     @property
+    def limits(self) -> dict[str, int]:
+        """What the shader needs beyond core WebGPU: the variant's, and more storage buffers where it binds so many."""
+        count = len(self.bindings)
+        return {**self.variant.limits, **({"maxStorageBuffersPerShaderStage": count} if count > CORE_BUFFERS else {})}
+
+    @property
     def groups(self) -> Groups:
         """The workgroup counts (x, y, z) as expressions."""
         groups = self.variant.groups
@@ -48,7 +56,7 @@ class Rendered:
             "variant": self.variant.name,
             "file": self.file,
             "features": list(self.variant.features),
-            "limits": dict(self.variant.limits),
+            "limits": self.limits,
             "default": self.variant.default,
             "software": self.variant.software,
             "error": self.variant.error,

@@ -84,7 +84,7 @@ def make_job(kernel: Kernel, rendered: Rendered, case: Case) -> dict[str, Any]:
         "file": rendered.file,
         "wgsl": rendered.wgsl,
         "features": list(rendered.variant.features),
-        "limits": dict(rendered.variant.limits),
+        "limits": rendered.limits,
         "constants": dict(case.constants),
         "bindings": bindings,
         "uniforms": base64.b64encode(_uniform_bytes(kernel, case)).decode("ascii"),

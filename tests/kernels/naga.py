@@ -47,7 +47,7 @@ def _main() -> None:
             if rendered.variant.features:
                 continue
             counts["baselines" if rendered.variant.name == kernel.variants[0].name else "others"] += 1
-            device = wide if rendered.variant.limits else core
+            device = wide if rendered.limits else core
             try:
                 module = device.create_shader_module(code=rendered.wgsl)
                 compute = {"module": module, "entry_point": "main", "constants": constants}

@@ -35,7 +35,7 @@ def test_every_shader_that_needs_features_compiles_where_all_are_there() -> None
             "label": f"{kernel.name} {rendered.variant.name} {rendered.options}",
             "wgsl": rendered.wgsl,
             "constants": constants,
-            "limits": dict(rendered.variant.limits),
+            "limits": rendered.limits,
         }
         for kernel in all_kernels().values()
         for rendered, constants in shaders(kernel)

@@ -204,6 +204,26 @@ def _linear_cases() -> list[Case]:
     ]
 
 
+def _matrix_int8(name: str, context: dict[str, Any], default: bool = True) -> Variant:
+    groups = context["groups"]
+    return Variant(
+        name,
+        "linear_matrix.wgsl",
+        _tiled,
+        features=("subgroups", MATRIX_FEATURE),
+        limits=_limits(context),
+        context=context,
+        elements=_converted_elements,
+        error=2e-2 if groups else 3e-2,
+        when={"weights": tuple(LOW_BIT), "aligned": (True,)},
+        multiples={"K": SEGMENT, "GROUP": SEGMENT} if groups else {"K": context["depth"], "GROUP": 16},
+        language_features=("packed_4x8_integer_dot_product",),
+        matrix=("i8", "i32", 16, 16, 32),
+        converts={"x": "int8" if groups else "int8_rows"},
+        default=default,
+    )
+
+
 register(
     Kernel(
         name="linear",
@@ -289,52 +309,9 @@ register(
                 matrix=("f16", "f32", 16, 16, 16),
                 converts={"x": "f16"},
             ),
-            Variant(
-                "matrix_int8",
-                "linear_matrix.wgsl",
-                _tiled,
-                features=("subgroups", MATRIX_FEATURE),
-                limits=_limits(MATRIX_INT8),
-                context=MATRIX_INT8,
-                elements=_converted_elements,
-                error=3e-2,
-                when={"weights": tuple(LOW_BIT), "aligned": (True,)},
-                multiples={"K": 64, "GROUP": 16},
-                language_features=("packed_4x8_integer_dot_product",),
-                matrix=("i8", "i32", 16, 16, 32),
-                converts={"x": "int8_rows"},
-            ),
-            Variant(
-                "matrix_int8_narrow",
-                "linear_matrix.wgsl",
-                _tiled,
-                features=("subgroups", MATRIX_FEATURE),
-                limits=_limits(MATRIX_INT8_NARROW),
-                context=MATRIX_INT8_NARROW,
-                elements=_converted_elements,
-                error=3e-2,
-                when={"weights": tuple(LOW_BIT), "aligned": (True,)},
-                multiples={"K": 64, "GROUP": 16},
-                language_features=("packed_4x8_integer_dot_product",),
-                matrix=("i8", "i32", 16, 16, 32),
-                converts={"x": "int8_rows"},
-            ),
-            Variant(
-                "matrix_int8_groups",
-                "linear_matrix.wgsl",
-                _tiled,
-                features=("subgroups", MATRIX_FEATURE),
-                limits=_limits(MATRIX_INT8_GROUPS),
-                context=MATRIX_INT8_GROUPS,
-                elements=_converted_elements,
-                error=2e-2,
-                when={"weights": tuple(LOW_BIT), "aligned": (True,)},
-                multiples={"K": SEGMENT, "GROUP": SEGMENT},
-                language_features=("packed_4x8_integer_dot_product",),
-                matrix=("i8", "i32", 16, 16, 32),
-                converts={"x": "int8"},
-                default=False,
-            ),
+            _matrix_int8("matrix_int8", MATRIX_INT8),
+            _matrix_int8("matrix_int8_narrow", MATRIX_INT8_NARROW),
+            _matrix_int8("matrix_int8_groups", MATRIX_INT8_GROUPS, default=False),
         ),
         reference=_linear,
         cases=_linear_cases,

@@ -12,8 +12,9 @@ requires packed_4x8_integer_dot_product;
 {% set w_loads = tile_columns // staged_lines %}
 {% set half = tile_columns // 2 %}
 {% set swiglu = epilogue == "swiglu" %}
-// y = x · Wᵀ + bias, and what lib/epilogue.wgsl makes of it, by dot products of four int8 each, i32 sums over all of K. x comes with a scale a row, W is rounded to
-// a scale a row as it is unpacked. {{ threads }} threads share a tile of {{ tile_rows }} by {{ tile_columns }}; each has 8 by 8 sums in named registers.
+// y = x · Wᵀ + bias, and what lib/epilogue.wgsl makes of it, by dot products of four int8 each, i32 sums over all of K.
+// x comes with a scale a row, W is rounded to a scale a row as it is unpacked. {{ threads }} threads share a tile of {{ tile_rows }} by
+// {{ tile_columns }}; each has 8 by 8 sums in named registers.
 {{ interface }}
 override STEPS: u32 = K / {{ depth }}u;
 {% include "lib/epilogue.wgsl" %}
