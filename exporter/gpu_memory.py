@@ -103,25 +103,40 @@ def converted_bytes(manifest: Manifest, denoiser: Mapping[str, Any]) -> list[dic
     ]
 
 
-def _converting(dispatch: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
-    """The operand types that variants of a dispatch convert x to, and the features that these need."""
+def _converting(dispatch: Mapping[str, Any]) -> list[tuple[dict[str, str], tuple[str, ...]]]:
+    """What variants of a dispatch convert, operand types by binding, and the features that these need."""
     kernel = get(dispatch["kernel"])
     options = kernel.complete(dispatch["options"])
     return [
-        (variant.converts["x"], tuple(sorted({*variant.features, *variant.language_features})))
+        (dict(variant.converts), tuple(sorted({*variant.features, *variant.language_features})))
         for variant in kernel.variants
         if variant.converts and variant.default and variant.serves(options) and variant.fits(dispatch["constants"])
     ]
 
 
 def _scratch_bytes(plan: Mapping[str, Any], needs: tuple[str, ...], symbols: Mapping[str, int]) -> int:
-    words, scales, count = 0, 0, 0
+    words: dict[str, int] = {}
+    scales: dict[str, int] = {}
+    count = 0
     for dispatch, here in unrolled(plan, {**free_symbols(), **symbols}):
-        for kind in (kind for kind, needed in _converting(dispatch) if needed == needs):
-            rows, columns = evaluate(dispatch["uniforms"]["rows"], here), dispatch["constants"]["K"]
-            words = max(words, round_up(rows * columns * (2 if kind == "f16" else 1), PADDING))
-            pairs = {"f16": 0, "int8": columns // SEGMENT, "int8_rows": 1}[kind]
-            scales = max(scales, round_up(rows * pairs * 2 * ITEM_BYTES, PADDING))
-            count += 1
+        for converts in (converts for converts, needed in _converting(dispatch) if needed == needs):
+            for binding, kind in converts.items():
+                wanted = _converted_operand(kind, dispatch, here)
+                words[binding] = max(words.get(binding, 0), wanted[0])
+                scales[binding] = max(scales.get(binding, 0), wanted[1])
+                count += 1
     slot = round_up(ITEM_BYTES * max(len(dispatch["uniforms"]) for dispatch in plan["dispatches"]), ALIGNMENT)
-    return round_up(words, ALIGNMENT) + scales + slot * count
+    return sum(round_up(words[name], ALIGNMENT) + scales[name] for name in words) + slot * count
+
+
+def _converted_operand(kind: str, dispatch: Mapping[str, Any], symbols: Mapping[str, int]) -> tuple[int, int]:
+    """Bytes of an operand's words and of its scales (`convertedBytes` in site/js/runtime/conversions.js)."""
+    uniforms, constants = dispatch["uniforms"], dispatch["constants"]
+    if kind.startswith("f16_heads"):
+        tokens = evaluate(uniforms["kv_tokens"], symbols)
+        filled = round_up(tokens, 8) if kind == "f16_heads_turned" else tokens
+        return round_up(filled * constants["KV_HEADS"] * constants["HEAD_SIZE"] * 2, PADDING), 0
+    rows, columns = evaluate(uniforms["rows"], symbols), constants["K"]
+    pairs = {"f16": 0, "int8": columns // SEGMENT, "int8_rows": 1}[kind]
+    scales = round_up(rows * pairs * 2 * ITEM_BYTES, PADDING)
+    return round_up(rows * columns * (2 if kind == "f16" else 1), PADDING), scales

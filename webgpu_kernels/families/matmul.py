@@ -29,11 +29,11 @@ F32_STAGED = {
     "operand": "f32",
     "tile_rows": 128,
     "tile_columns": 128,
-    "threads": 128,
+    "threads": 256,
     "depth": 16,
     "unroll": 16,
 }
-F16 = {**F32_STAGED, "operand": "f16", "threads": 256, "depth": 32, "unroll": 1}
+F16 = {**F32_STAGED, "operand": "f16", "depth": 32, "unroll": 1}
 INT8_ROWS = {"operand": "int8", "tile_rows": 64, "tile_columns": 128, "depth": 64}
 MATRIX_F16 = {
     "operand": "f16",

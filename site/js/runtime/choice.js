@@ -55,8 +55,8 @@ export function groupsOf(pipelines, parts) {
       const key = choiceKey(shape.dispatch, component);
       const group = groups.get(key);
       if (!group) {
-        const { macs, dispatch: { kernel, options: { epilogue, ...options } } } = shape;
-        const family = choiceKey({ kernel, options }, component);
+        const { macs, dispatch: { kernel, constants, options: { epilogue, ...options } } } = shape;
+        const family = choiceKey({ kernel, options, constants }, component);
         groups.set(key, { key, family, kernel, part, shape, macs, variants: candidates(shape) });
         continue;
       }
@@ -117,7 +117,10 @@ async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
     await tool.compile(some.map((group) => ({ shape: group.shape, variants: names(group) })));
     choice.ms.compile += performance.now() - start;
   };
-  const isTimed = (/** @type {Group} */ group) => group === open.find(({ kernel }) => kernel === group.kernel) ||
+  /** @type {(some: Group[], group: Group) => Group | undefined} the heaviest of its kernel in its component */
+  const heaviestOf = (some, { kernel, part: { plan: { component } } }) =>
+    some.find((other) => other.kernel === kernel && other.part.plan.component === component);
+  const isTimed = (/** @type {Group} */ group) => group === heaviestOf(open, group) ||
     (group.macs >= LEAST_SHARE * total && group === open.find(({ family }) => family === group.family));
   const [timed, others] = [open.filter(isTimed), open.filter((group) => !isTimed(group))];
   try {
@@ -127,11 +130,11 @@ async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
       signal?.throwIfAborted();
       budget -= await chooseOne(tool, group, Math.max(0, budget) / (timed.length - order), choice);
     }
-    // The best of what the family's heaviest group, else the kernel's, tried that this group has, if it is right here, too.
+    // The best of what the family's heaviest group, else the kernel's in this component, tried that this group has, if it
+    // is right here, too.
     const pair = (/** @type {Group} */ group) => {
       const [baseline, ...names] = namesOf(group);
-      const heaviest = /** @type {Group} */ (timed.find(({ family }) => family === group.family) ??
-        timed.find(({ kernel }) => kernel === group.kernel));
+      const heaviest = /** @type {Group} */ (timed.find(({ family }) => family === group.family) ?? heaviestOf(timed, group));
       const best = orderOf(choice, heaviest.key).find((name) => name === baseline || names.includes(name));
       return best && best !== baseline ? [baseline, best] : [baseline];
     };

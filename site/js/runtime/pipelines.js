@@ -38,12 +38,12 @@ function optionKey(kernel, options) {
 }
 
 /**
- * Dispatches with the same key run the same variant.
- * @param {Pick<Dispatch, "kernel" | "options">} dispatch
+ * Dispatches with the same key run the same variant. Products of other sizes fill a GPU otherwise, so these count.
+ * @param {Pick<Dispatch, "kernel" | "options" | "constants">} dispatch
  * @param {string} component
  */
-export function choiceKey({ kernel, options }, component) {
-  return `${component} ${optionKey(kernel, options)}`;
+export function choiceKey({ kernel, options, constants: { N, K } }, component) {
+  return `${component} ${optionKey(kernel, options)}${N && K ? ` ${N}x${K}` : ""}`;
 }
 
 /**
