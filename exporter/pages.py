@@ -20,9 +20,10 @@ TOKENIZERS = "@huggingface/tokenizers"
 REDIRECTS = {"https://huggingface.co": ("https://*.hf.co",)}
 _COMMENT = re.compile(r"^[ \t]*(?://.*|/\*(?:(?!\*/)[\s\S])*\*/[ \t]*)\n|/\*\* @type .*?\*/ ?", re.MULTILINE)
 _INDENT = re.compile(r"^[ \t\n]+", re.MULTILINE)
-# Of lines without strings, comments, divisions and regular expressions, what may lose the spaces around it.
-_PLAIN_LINE = re.compile(r"""^[^"'`/\\\n]+$""", re.MULTILINE)
-_PUNCTUATION = re.compile(r" *([][{}(),;:=<>?&|*]) *")
+# Of lines without comments, divisions, regular expressions and strings of other quotes: a string, or what may lose the
+# spaces around it.
+_PLAIN_LINE = re.compile(r"""^[^'`/\\\n]+$""", re.MULTILINE)
+_PUNCTUATION = re.compile(r"""("[^"]*")| *([][{}(),;:=<>?&|*]) *""")
 _IMPORT = re.compile(r"""^(?:import|export)\s*(?:[^"'();=]*\bfrom\s*)?["'](\.{1,2}/[^"']+)["']""", re.MULTILINE)
 
 
@@ -72,8 +73,8 @@ def slimmed(text: str) -> str:
 
 
 def tightened(script: str) -> str:
-    """A script without the spaces around punctuation, on lines where nothing but a script's own words can be."""
-    return _PLAIN_LINE.sub(lambda line: _PUNCTUATION.sub(r"\1", line[0]), script)
+    """A script without the spaces around punctuation, on lines with nothing but a script's words and plain strings."""
+    return _PLAIN_LINE.sub(lambda line: _PUNCTUATION.sub(r"\1\2", line[0]), script)
 
 
 def vendor(out: Path) -> None:

@@ -160,8 +160,10 @@ def test_scripts_lose_comments_types_and_indentation_and_nothing_else():
 
 
 def test_scripts_lose_spaces_around_punctuation_where_no_string_can_be():
-    script = "const f = ({ a, b }) => a[0] <= b ? +a - -b : typeof b;\nlet s = `a , b`; // x = y\nreturn [ ...a ];\n"
-    kept = "const f=({a,b})=>a[0]<=b?+a - -b:typeof b;\nlet s = `a , b`; // x = y\nreturn[...a];\n"
+    script = "const f = ({ a, b }) => a[0] <= b ? +a - -b : typeof b;\nlet s = `a , b`; // x = y\n"
+    kept = "const f=({a,b})=>a[0]<=b?+a - -b:typeof b;\nlet s = `a , b`; // x = y\n"
+    script += 'return [ ...a, "b : c" ];\n'
+    kept += 'return[...a,"b : c"];\n'
     assert tightened(script) == kept
 
 
