@@ -33,6 +33,7 @@ F32_STAGED = {
     "depth": 16,
     "unroll": 16,
 }
+F32_TALL = {**F32_STAGED, "threads": 128}  # 16 by 8 sums a thread: faster where tiles fill the GPU many times over
 F16 = {**F32_STAGED, "operand": "f16", "depth": 32, "unroll": 1}
 INT8_ROWS = {"operand": "int8", "tile_rows": 64, "tile_columns": 128, "depth": 64}
 MATRIX_F16 = {
@@ -268,6 +269,15 @@ register(
                 _tiled,
                 limits=_limits(F32_STAGED),
                 context=F32_STAGED,
+                elements=_linear_elements,
+                when={"aligned": (True,)},
+            ),
+            Variant(
+                "f32_tall",
+                "linear_outer.wgsl",
+                _tiled,
+                limits=_limits(F32_TALL),
+                context=F32_TALL,
                 elements=_linear_elements,
                 when={"aligned": (True,)},
             ),

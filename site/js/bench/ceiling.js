@@ -65,29 +65,28 @@ const DOTS = {
 
 /** @param {import("../runtime/device.js").MatrixConfig} config @param {number} subgroup threads */
 function matrices({ componentType, resultComponentType, M, N, K }, subgroup) {
-  const packed = componentType === "i8";
-  const size = Math.max(M * K, K * N, M * N);
+  const quad = componentType === "i8" ? 16 : 8; // elements in 16 bytes
   const subgroups = THREADS / subgroup;
-  const load = (kind, a, b, stride) => `subgroupMatrixLoad<subgroup_matrix_${kind}<${componentType}, ${a}, ${b}>>(&tile, 0, ${
-    kind === "right"}, ${packed ? stride / 4 : stride})`;
+  const load = (kind, a, b, layout) =>
+    `subgroupMatrixLoad<subgroup_matrix_${kind}<${componentType}, ${a}, ${b}>, ${layout}>(&tile, 0u, ${K / quad}u)`;
   const result = `subgroup_matrix_result<${resultComponentType}, ${N}, ${M}>`;
   return {
     macs: M * N * K * 8 * LOOPS * UNROLL * subgroups,
     code: shader({
-      enable: `enable chromium_experimental_subgroup_matrix; enable subgroups;${packed ? "" : " enable f16;"}
+      enable: `enable chromium_experimental_subgroup_matrix; enable subgroups;${quad === 8 ? " enable f16;" : ""}
 diagnostic(off, chromium.subgroup_matrix_uniformity);`,
-      globals: `var<workgroup> tile: array<${packed ? "i32" : componentType}, ${packed ? size / 4 : size}>;
-var<workgroup> out: array<${resultComponentType}, ${M * N * subgroups}>;`,
-      setup: `for (var at = local; at < ${packed ? size / 4 : size}; at += ${THREADS}u) { tile[at] = ${
-        packed ? "bitcast<i32>(seed) ^ i32(at)" : `${componentType}(seed)`}; }
+      globals: `var<workgroup> tile: array<vec4u, ${(Math.max(M, N) * K) / quad}>;
+var<workgroup> out: array<vec4u, ${((M * N) / 4) * subgroups}>;`,
+      // 1 and 0.5 as halves, whatever bytes.
+      setup: `for (var at = local; at < ${(Math.max(M, N) * K) / quad}; at += ${THREADS}u) { tile[at] = vec4u(0x3c003800u) ^ vec4u(u32(seed == 12345.0)); }
     workgroupBarrier();
-    let left = ${load("left", K, M, K)};
-    let right = ${load("right", N, K, K)};
+    let left = ${load("left", K, M, "row_major")};
+    let right = ${load("right", N, K, "col_major")};
     ${repeat(8, (i) => `var a${i} = ${result}();`)}`,
       step: repeat(8, (i) => `a${i} = subgroupMatrixMultiplyAccumulate(left, right, a${i});`),
-      result: `let place = local / ${subgroup}u * ${M * N};
-    ${repeat(8, (i) => `subgroupMatrixStore(&out, place, a${i}, false, ${N});\n    workgroupBarrier();
-    if (out[local] == 12345) { y[id.x & 255u] = f32(out[local]); }\n    workgroupBarrier();`)}`,
+      result: `let place = local / ${subgroup}u * ${(M * N) / 4}u;
+    ${repeat(8, (i) => `subgroupMatrixStore<row_major>(&out, place, a${i}, ${N / 4}u);\n    workgroupBarrier();
+    if (out[local].x == 12345u) { y[id.x & 255u] = f32(out[local].y); }\n    workgroupBarrier();`)}`,
     }),
   };
 }
