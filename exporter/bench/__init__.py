@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from exporter.bench.arguments import MODELS
+from exporter.bench.engines import measure_engines
 from exporter.bench.measure import Measured, Wanted, measure_kernels, measure_wholes, opened, write_site
 from exporter.bench.peers import measure_peers, write_peers
 from exporter.bench.shapes import shapes_of
@@ -35,6 +36,7 @@ def wanted(arguments: argparse.Namespace) -> Wanted:
         runs=max(1, arguments.runs),
         whole=not arguments.no_whole,
         peers=arguments.peers,
+        engines=arguments.peers and not software,
     )
 
 
@@ -52,6 +54,7 @@ def run(wanted: Wanted, cache: Path) -> Measured:
     write_site(site, shapes)
     if wanted.peers:
         write_peers(site, wanted.product)
+    before = measure_engines(wanted.product, wanted.sizes, "before") if wanted.engines else []
     with opened(site, wanted.adapter, wanted.variant, wanted.all_features) as (page, facts):
         found = Measured(facts, page.evaluate("bench.ceilings()"))
         for model in wanted.models:
@@ -60,6 +63,8 @@ def run(wanted: Wanted, cache: Path) -> Measured:
                 measure_wholes(page, model, wanted, found)
         if wanted.peers:
             measure_peers(page, wanted, found)
+    after = measure_engines(wanted.product, wanted.sizes, "after") if wanted.engines else []
+    found.peers = [*before, *found.peers, *after]
     return found
 
 

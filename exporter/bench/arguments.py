@@ -41,5 +41,5 @@ def add_arguments(
     add("--adapter", choices=("auto", "software", "hardware"), default="auto")
     add("--all-features", action="store_true", help="with what browsers keep behind flags")
     add("--no-whole", action="store_true", help="kernels alone")
-    add("--peers", action="store_true", help="also onnxruntime-web's matrix products, in the same browser")
+    add("--peers", action="store_true", help="also other engines: one in the page, on a GPU others around it")
     add("--json", type=Path, metavar="FILE", help="also write all numbers as JSON")

@@ -36,7 +36,8 @@ class Wanted:
     whole       whether components are run whole
     product     rows, outputs and inputs of the matrix products called "matmul"
     weights     binary or ternary
-    peers       whether other engines run the same products
+    peers       whether other engines run the same products, in the page
+    engines     whether others run outside the browser, before and after the page
     """
 
     models: tuple[str, ...]
@@ -46,6 +47,7 @@ class Wanted:
     adapter: str = "auto"
     all_features: bool = False
     peers: bool = False
+    engines: bool = False
     only: str | None = None
     variant: str | None = None
     runs: int = 5

@@ -5,6 +5,7 @@ The package comes from npm into the cache folder when it is asked for; no site e
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page
 
@@ -28,26 +29,38 @@ OPSET = 21
 PRODUCTS = ((2, 128, 4), (4, 128, 4), (2, 32, 4), (4, 32, 4), (4, 32, 0), (2, 128, 0), (4, 128, 0), (None, 0, 0))
 
 
-def _name(bits: int | None, block: int, level: int) -> str:
+def product_name(bits: int | None, block: int, level: int) -> str:
     return f"{bits}-bit block {block} level {level}" if bits else "dense f32"
 
 
-def _model(rows: int, n: int, k: int, bits: int | None, block: int, level: int) -> onnx.ModelProto:
-    """y = x·Wᵀ of random weights, as one node."""
+def product_model(
+    rows: int, n: int, k: int, peer: tuple[int | None, int, int], count: int = 1, dtype: type = np.float32
+) -> onnx.ModelProto:
+    """y = x·Wᵀ of random weights, as one node, or so many times over with the same W (n = k).
+
+    Args:
+        peer: of PRODUCTS.
+        dtype: of x and y, np.float32 or np.float16.
+    """
+    bits, block, level = peer
     random = np.random.default_rng(0)
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, k])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, n])
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     if bits:
         codes = random.integers(0, 256, (n, k // block, block * bits // 8), dtype=np.uint8)
-        scales = random.uniform(0.01, 0.02, (n, k // block)).astype(np.float32)
-        arrays = {"codes": codes, "scales": scales}
+        arrays = {"codes": codes, "scales": random.uniform(0.01, 0.02, (n, k // block)).astype(dtype)}
+        operator, domain = "MatMulNBits", "com.microsoft"
         attributes = {"K": k, "N": n, "bits": bits, "block_size": block, "accuracy_level": level}
-        node = helper.make_node("MatMulNBits", ["x", "codes", "scales"], ["y"], domain="com.microsoft", **attributes)
     else:
-        arrays = {"weight": random.standard_normal((k, n), dtype=np.float32) * np.float32(0.02)}
-        node = helper.make_node("MatMul", ["x", "weight"], ["y"])
+        arrays = {"weight": (random.standard_normal((k, n), dtype=np.float32) * 0.02).astype(dtype)}
+        operator, domain, attributes = "MatMul", "", {}
+    names = ["x", *(f"x{index}" for index in range(1, count)), "y"]
+    nodes = [
+        helper.make_node(operator, [before, *arrays], [after], domain=domain, **attributes)
+        for before, after in itertools.pairwise(names)
+    ]
+    x, y = (helper.make_tensor_value_info(name, kind, [rows, size]) for name, size in (("x", k), ("y", n)))
     stored = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = helper.make_graph([node], "product", [x], [y], stored)
+    graph = helper.make_graph(nodes, "product", [x], [y], stored)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
@@ -77,7 +90,7 @@ def write_peers(site: Path, product: tuple[int, int, int]) -> None:
         if path.name == ENTRY or re.fullmatch(r"ort-wasm-simd-threaded\.(asyncify|jsep|jspi)\.(mjs|wasm)", path.name):
             shutil.copyfile(path, folder / path.name)
     for index, peer in enumerate(PRODUCTS):
-        onnx.save(_model(*product, *peer), folder / f"{index}.onnx")
+        onnx.save(product_model(*product, peer), folder / f"{index}.onnx")
 
 
 def measure_peers(page: Page, wanted: Wanted, found: Measured) -> None:
@@ -85,10 +98,10 @@ def measure_peers(page: Page, wanted: Wanted, found: Measured) -> None:
     rows, n, k = wanted.product
     pattern = re.compile(wanted.only or "")
     for index, peer in enumerate(PRODUCTS):
-        line = f"peer {PACKAGE} {_name(*peer)}"
+        line = f"peer {PACKAGE} {product_name(*peer)}"
         if not pattern.search(line):
             continue
-        row = {"engine": f"{PACKAGE} {VERSION}", "product": _name(*peer), "shape": f"{rows}x{n}x{k}"}
+        row = {"engine": f"{PACKAGE} {VERSION}", "product": product_name(*peer), "shape": f"{rows}x{n}x{k}"}
         try:
             script = """async ([entry, index, rows, n, k, runs]) =>
               (await import("./js/bench/peers.js")).timePeer(entry, `${index}.onnx`, rows, n, k, runs)"""

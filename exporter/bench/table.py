@@ -85,6 +85,7 @@ def _peer_cells(row: Row) -> dict[str, str]:
         "engine": row["engine"],
         "product": row["product"],
         "shape": row["shape"],
+        "when": row.get("when", "beside"),
         "ms": _number(row.get("ms")) or f"failed: {row.get('error', '')[:60]}",
         "TFLOP/s": _number(row.get("tflops")),
     }

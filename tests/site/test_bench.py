@@ -95,7 +95,7 @@ def test_a_report_says_what_failed_and_what_has_no_arithmetic() -> None:
     assert any("matmul: f16" in line and "1200 + 310 ms" in line for line in lines)
     assert "ceilings: f32 10 TFLOP/s, copy 1e+03 GB/s" in lines
     assert any("512 GB/s" in line and "50 %" in line for line in lines)
-    assert any("| int8 " in line and "| 7e-03 |" in line for line in lines)
+    assert any("| int8_rows " in line and "| 7e-03 |" in line for line in lines)
     assert any("failed" in line and "f16" in line for line in lines)
     assert len({len(line) for line in lines if line.startswith("|")}) == 2
     assert table([{"a": "1"}]) == ["| a |", "|---|", "| 1 |"]
