@@ -156,7 +156,7 @@ def test_packed_matrices_reach_the_bundle_code_for_code(bundle, small):
 def test_modulations_of_every_step_are_finite_and_of_sensible_size(bundle):
     opened = Bundle(bundle)
     table = opened.tensor("denoiser", opened.manifest["modulation"]["table"])
-    assert table.shape == (1 + 3 * 6, 17 * 256)  # klein offers six areas; all of them start at 1
+    assert table.shape == (1 + 3 * 5, 17 * 256)  # klein offers five areas; all of them start at 1
     assert np.isfinite(table).all() and abs(table).max() < 10
     assert all(0.2 < row.std() < 1 for row in table)
 
