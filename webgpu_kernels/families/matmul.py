@@ -205,6 +205,19 @@ def _linear_cases() -> list[Case]:
     ]
 
 
+def _outer(name: str, context: dict[str, Any], **facts: Any) -> Variant:
+    return Variant(
+        name,
+        "linear_outer.wgsl",
+        _tiled,
+        limits=_limits(context),
+        context=context,
+        elements=_linear_elements,
+        when={"aligned": (True,)},
+        **facts,
+    )
+
+
 def _matrix_int8(name: str, context: dict[str, Any], default: bool = True) -> Variant:
     groups = context["groups"]
     return Variant(
@@ -263,35 +276,9 @@ register(
                 when={"weights": ("binary", "ternary"), "aligned": (True,)},
                 multiples={"N": 8 * TILE.columns},
             ),
-            Variant(
-                "f32_staged",
-                "linear_outer.wgsl",
-                _tiled,
-                limits=_limits(F32_STAGED),
-                context=F32_STAGED,
-                elements=_linear_elements,
-                when={"aligned": (True,)},
-            ),
-            Variant(
-                "f32_tall",
-                "linear_outer.wgsl",
-                _tiled,
-                limits=_limits(F32_TALL),
-                context=F32_TALL,
-                elements=_linear_elements,
-                when={"aligned": (True,)},
-            ),
-            Variant(
-                "f16",
-                "linear_outer.wgsl",
-                _tiled,
-                features=("shader-f16",),
-                limits=_limits(F16),
-                context=F16,
-                elements=_linear_elements,
-                error=2e-3,
-                when={"aligned": (True,)},
-            ),
+            _outer("f32_staged", F32_STAGED),
+            _outer("f32_tall", F32_TALL),
+            _outer("f16", F16, features=("shader-f16",), error=2e-3),
             Variant(
                 "int8_rows",
                 "linear_bytes.wgsl",

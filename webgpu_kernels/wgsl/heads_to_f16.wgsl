@@ -4,10 +4,7 @@
 {{ interface }}
 override EIGHTS: u32 = HEAD_SIZE / 8u;
 
-fn pairs(value: vec4f) -> vec2u {
-    let inside = clamp(value, vec4f(-65504.0), vec4f(65504.0));
-    return vec2u(pack2x16float(inside.xy), pack2x16float(inside.zw));
-}
+{% include "lib/f16_pairs.wgsl" %}
 
 fn load(head: u32, token: u32, four: u32) -> vec4f {
     let row = min(token, params.rows - 1u) * params.x_stride;

@@ -3,10 +3,7 @@
 {{ interface }}
 override EIGHTS: u32 = COLUMNS / 8u;
 
-fn pairs(value: vec4f) -> vec2u {
-    let inside = clamp(value, vec4f(-65504.0), vec4f(65504.0));
-    return vec2u(pack2x16float(inside.xy), pack2x16float(inside.zw));
-}
+{% include "lib/f16_pairs.wgsl" %}
 
 @compute @workgroup_size(256)
 fn main(
