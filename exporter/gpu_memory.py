@@ -13,7 +13,7 @@ from exporter.lower.plan_bytes import ITEM_BYTES, PADDING, plan_bytes, round_up
 from exporter.manifest import Manifest, first_download
 from exporter.shards import DTYPES
 from webgpu_kernels import get
-from webgpu_kernels.operands import SEGMENT
+from webgpu_kernels.operands import SEGMENT, TILE, operand_sizes
 
 KEEP_ALL_BYTES = 256_000_000  # of shards; above it the encoder's weights are only there while it works
 BUFFER_BYTES = 256 * 2**20  # weights are placed in buffers of at most so many bytes
@@ -121,7 +121,7 @@ def _scratch_bytes(plan: Mapping[str, Any], needs: tuple[str, ...], symbols: Map
     for dispatch, here in unrolled(plan, {**free_symbols(), **symbols}):
         for converts in (converts for converts, needed in _converting(dispatch) if needed == needs):
             for binding, kind in converts.items():
-                wanted = _converted_operand(kind, dispatch, here)
+                wanted = _converted_operand(binding, kind, dispatch, here)
                 words[binding] = max(words.get(binding, 0), wanted[0])
                 scales[binding] = max(scales.get(binding, 0), wanted[1])
                 count += 1
@@ -129,13 +129,19 @@ def _scratch_bytes(plan: Mapping[str, Any], needs: tuple[str, ...], symbols: Map
     return sum(round_up(words[name], ALIGNMENT) + scales[name] for name in words) + slot * count
 
 
-def _converted_operand(kind: str, dispatch: Mapping[str, Any], symbols: Mapping[str, int]) -> tuple[int, int]:
+def _converted_operand(
+    binding: str, kind: str, dispatch: Mapping[str, Any], symbols: Mapping[str, int]
+) -> tuple[int, int]:
     """Bytes of an operand's words and of its scales (`convertedBytes` in site/js/runtime/conversions.js)."""
     uniforms, constants = dispatch["uniforms"], dispatch["constants"]
-    if kind.startswith("f16_heads"):
-        tokens = evaluate(uniforms["kv_tokens"], symbols)
-        filled = round_up(tokens, 8) if kind == "f16_heads_turned" else tokens
-        return round_up(filled * constants["KV_HEADS"] * constants["HEAD_SIZE"] * 2, PADDING), 0
+    if "_heads" in kind:
+        tokens, heads, size = operand_sizes(binding, uniforms, constants)
+        tokens = evaluate(tokens, symbols)
+        tile = {"f16_heads": 1, "f16_heads_turned": 8}.get(kind, TILE)
+        filled = round_up(tokens, tile)
+        words = round_up(filled * heads * size * (2 if kind.startswith("f16") else 1), PADDING)
+        shared = {"int8_heads": filled * heads, "int8_heads_turned": filled // TILE * heads * size}.get(kind, 0)
+        return words, round_up(shared * ITEM_BYTES, PADDING)
     rows, columns = evaluate(uniforms["rows"], symbols), constants["K"]
     pairs = {"f16": 0, "int8": columns // SEGMENT, "int8_rows": 1}[kind]
     scales = round_up(rows * pairs * 2 * ITEM_BYTES, PADDING)

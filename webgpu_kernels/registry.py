@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from webgpu_kernels.operands import has_scales
+
 Options = Mapping[str, Any]
 Numbers = Mapping[str, Any]  # constants, uniforms or element counts by name
 Expression = Any  # int | float | name | [operator, ...]; see exporter/expressions.py and DESIGN.md §4
@@ -90,7 +92,7 @@ class Variant:
         for binding in present:
             kind = self.converts.get(binding.name)
             found.append(replace(binding, dtype="u32") if kind else binding)
-            if kind in ("int8", "int8_rows"):
+            if has_scales(kind):
                 found.append(Binding(f"{binding.name}_scales"))
         return found
 

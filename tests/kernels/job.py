@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from exporter.expressions import evaluate
-from webgpu_kernels.operands import converted_inputs
-from webgpu_kernels.registry import DTYPES, Case, Kernel
+from webgpu_kernels.operands import TILE, converted_inputs, operand_sizes
+from webgpu_kernels.registry import DTYPES, Case, Kernel, Variant
 from webgpu_kernels.render import Rendered
+from webgpu_kernels.strided import indices
 
 FILL = np.uint32(0x7FC00000)  # a quiet NaN; as u32 it is no index that any case could use
 GUARD = 64  # elements of 4 bytes; a binding's offset must be a multiple of 256 bytes
@@ -90,6 +91,31 @@ def make_job(kernel: Kernel, rendered: Rendered, case: Case) -> dict[str, Any]:
         "uniforms": base64.b64encode(_uniform_bytes(kernel, case)).decode("ascii"),
         "groups": groups,
     }
+
+
+def rounded_inputs(variant: Variant, case: Case) -> dict[str, np.ndarray]:
+    """`case.inputs` with heads that the variant takes as int8 in place of those that they were rounded from.
+
+    Where the softmax picks single keys, rounding a score changes the output more than any error of the kernel.
+    """
+    inputs = dict(case.inputs)
+    given = converted_inputs(variant.converts, case.inputs, case.uniforms, case.constants)
+    for name, kind in variant.converts.items():
+        if not kind.startswith("int8_heads"):
+            continue
+        tokens, heads, size = sizes = operand_sizes(name, case.uniforms, case.constants)
+        codes = given[name].view(np.int8)
+        if kind == "int8_heads":
+            tiles = codes.reshape(-1, heads, size // 4, TILE, 4).transpose(0, 3, 1, 2, 4).reshape(-1, TILE, heads, size)
+            scales = given[f"{name}_scales"].reshape(-1, heads, TILE).swapaxes(1, 2)[..., None]
+        else:
+            tiles = codes.reshape(-1, heads, TILE // 4, size, 4).transpose(0, 2, 4, 1, 3).reshape(-1, TILE, heads, size)
+            scales = given[f"{name}_scales"].reshape(-1, 1, heads, size)
+        places = (case.uniforms[f"{name}_{part}"] for part in ("offset", "stride", "head_stride"))
+        offset, *strides = places
+        inputs[name] = inputs[name].copy()
+        inputs[name][indices(offset, sizes, (*strides, 1))] = (tiles * scales).reshape(-1, heads, size)[:tokens]
+    return inputs
 
 
 def _complain(label: str, what: str, where: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.kernels.emulated import CONV_TILES, emulated, emulated_attention, emulated_conv, narrow
-from tests.kernels.job import FILL, GUARD, check_output, make_job
+from tests.kernels.job import FILL, GUARD, check_output, make_job, rounded_inputs
 from tests.kernels.runners import BrowserRunner, NodeRunner
 from webgpu_kernels import Case, Kernel, Rendered, Variant, all_kernels, render_all
 
@@ -60,9 +60,9 @@ def _bound(case: Case, variant: Variant) -> float:
     return case.error if variant.error is None else max(case.error, variant.error)
 
 
-def _reference(kernel: Kernel, case: Case) -> dict[str, np.ndarray]:
+def _reference(kernel: Kernel, variant: Variant, case: Case) -> dict[str, np.ndarray]:
     options = kernel.complete(case.options)
-    return kernel.reference(case.inputs, options, case.constants, case.uniforms, case.outputs)
+    return kernel.reference(rounded_inputs(variant, case), options, case.constants, case.uniforms, case.outputs)
 
 
 @pytest.mark.parametrize(("name", "variant", "case_name"), _runs())
@@ -74,7 +74,7 @@ def test_kernel_matches_reference(
     rendered = next(r for r in render_all(name, case.options) if r.variant.name == variant.name)
     job = make_job(kernel, rendered, case)
     case, buffers = _run(rendered, case, job, browser_runner, request)
-    expected = _reference(kernel, case)
+    expected = _reference(kernel, variant, case)
     assert set(buffers) == set(expected) == set(case.outputs)
     dtypes = {binding.name: binding.dtype for binding in kernel.bindings}
     for output, data in buffers.items():

@@ -80,6 +80,8 @@ class MatrixAttention:
 
 # Of `wgsl/attention_wide.wgsl`, as of StagedAttention; the limit below is what they need.
 _WIDE = {"down": 8, "fours": 4, "v_keys": 16, "p_fours": 8}
+# Of `wgsl/attention_bytes.wgsl`: fours of queries of a workgroup, and lines of a loop that are written out.
+_BYTES = {"down": 8, "unroll": 8}
 _MATRIX = MatrixAttention()
 _STAGED = StagedAttention()
 _STAGED_F16 = StagedAttention(operand="f16")
@@ -233,6 +235,21 @@ ATTENTION = register(
                 context=_STAGED_F16.context(),
                 elements=_elements,
                 error=_F16_ERROR,
+            ),
+            Variant(
+                "int8",
+                "attention_bytes.wgsl",
+                (["ceil_div", "q_tokens", 4 * _BYTES["down"]], "HEADS", 1),
+                when={"mask": ("none",)},
+                fixed={"HEAD_SIZE": 128},
+                language_features=("packed_4x8_integer_dot_product",),
+                converts={"q": "int8_heads", "k": "int8_heads", "v": "int8_heads_turned"},
+                context=_BYTES,
+                elements=lambda options: {
+                    **dict.fromkeys(("q", "k", "v"), "vec4u"),
+                    **dict.fromkeys(("q_scales", "k_scales", "v_scales", "y"), "vec4f"),
+                },
+                error=3e-2,
             ),
             Variant(
                 "matrix_f16",

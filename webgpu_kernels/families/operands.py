@@ -1,12 +1,12 @@
-"""`to_f16`, `quantize` and `heads_to_f16`: operands as those variants of `linear` and `attention` want them that
-do not take f32."""
+"""`to_f16`, `quantize`, `heads_to_f16` and `heads_to_int8`: operands as those variants of `linear` and `attention` want
+them that do not take f32."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from webgpu_kernels.grid import folded, threads
-from webgpu_kernels.operands import F16_MAX, SEGMENT, converted, converted_heads
+from webgpu_kernels.operands import F16_MAX, SEGMENT, TILE, converted, converted_heads
 from webgpu_kernels.registry import Binding, Case, Kernel, Numbers, Options, Variant, register
 from webgpu_kernels.strided import gather, guarded
 
@@ -31,11 +31,20 @@ def _quantize(inputs: Arrays, options: Options, constants: Numbers, uniforms: Nu
     return {"y": found[""].astype(np.float64), "scales": found["_scales"].astype(np.float64)}
 
 
-def _heads_to_f16(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
+def _heads(inputs: Arrays, constants: Numbers, uniforms: Numbers) -> np.ndarray:
     sizes = uniforms["rows"], constants["HEADS"], constants["HEAD_SIZE"]
-    values = gather(inputs["x"], uniforms["x_offset"], sizes, (uniforms["x_stride"], uniforms["x_head_stride"], 1))
+    return gather(inputs["x"], uniforms["x_offset"], sizes, (uniforms["x_stride"], uniforms["x_head_stride"], 1))
+
+
+def _heads_to_f16(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
     kind = "f16_heads" if options["order"] == "tokens" else "f16_heads_turned"
-    return {"y": converted_heads(kind, values).astype(np.float64)}
+    return {"y": converted_heads(kind, _heads(inputs, constants, uniforms))[""].astype(np.float64)}
+
+
+def _heads_to_int8(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
+    kind = "int8_heads" if options["order"] == "tokens" else "int8_heads_turned"
+    found = converted_heads(kind, _heads(inputs, constants, uniforms))
+    return {"y": found[""].astype(np.float64), "scales": found["_scales"].astype(np.float64)}
 
 
 def _placed(values: np.ndarray, gap: int) -> tuple[np.ndarray, dict[str, int]]:
@@ -67,17 +76,40 @@ def _quantize_case(share: str, rows: int, columns: int, gap: int = 0, scale: flo
     return Case(name, {"share": share}, {"COLUMNS": columns}, uniforms, {"x": x}, outputs, error=1e-6)
 
 
-def _heads_case(order: str, tokens: int, heads: int, size: int) -> Case:
-    rng = np.random.default_rng(tokens)
-    values = rng.standard_normal((tokens, heads, size)).astype(np.float16)
-    values[0, 0, :4] = 41_000, np.inf, -np.inf, -F16_MAX
+def _heads_case(order: str, values: np.ndarray, outputs: Numbers, error: float = 1e-5) -> Case:
+    """Values, f32[tokens, heads, size], with gaps between heads and tokens."""
+    tokens, heads, size = values.shape
     strides = (heads * (size + 4) + 8, size + 4, 1)
     uniforms = {"rows": tokens, "x_offset": 8, "x_stride": strides[0], "x_head_stride": strides[1]}
-    x = guarded(8 + tokens * strides[0], 8, strides, values.astype(np.float32).clip(-1e9, 1e9))
-    rows = tokens if order == "tokens" else -(-tokens // 8) * 8
-    name = f"{order}-{tokens}x{heads}x{size}"
+    x = guarded(8 + tokens * strides[0], 8, strides, values)
     constants = {"HEADS": heads, "HEAD_SIZE": size}
-    return Case(name, {"order": order}, constants, uniforms, {"x": x}, {"y": rows * heads * size // 2})
+    return Case(f"{order}-{tokens}x{heads}x{size}", {"order": order}, constants, uniforms, {"x": x}, outputs, error)
+
+
+def _heads_to_f16_case(order: str, tokens: int, heads: int, size: int) -> Case:
+    values = np.random.default_rng(tokens).standard_normal((tokens, heads, size)).astype(np.float16)
+    values[0, 0, :4] = 41_000, np.inf, -np.inf, -F16_MAX
+    rows = tokens if order == "tokens" else -(-tokens // 8) * 8
+    return _heads_case(order, values.astype(np.float32).clip(-1e9, 1e9), {"y": rows * heads * size // 2})
+
+
+def _heads_to_int8_case(order: str, tokens: int, heads: int, size: int) -> Case:
+    """Values lie near multiples of their scale, as in `_quantize_case`."""
+    rng = np.random.default_rng(tokens)
+    codes = rng.integers(-126, 127, (tokens, heads, size)) + rng.uniform(-0.4, 0.4, (tokens, heads, size))
+    if order == "tokens":
+        codes[..., 5] = rng.choice((-127.0, 127.0), (tokens, heads))
+        values = codes * rng.uniform(0.5, 41_000, (tokens, heads, 1)) / 127
+        values[tokens // 2] = 0
+    else:
+        codes[::TILE] = rng.choice((-127.0, 127.0), codes[::TILE].shape)
+        tiles = -(-tokens // TILE)
+        values = codes * np.repeat(rng.uniform(0.5, 41_000, (tiles, heads, size)), TILE, axis=0)[:tokens] / 127
+        values[..., size // 2] = 0
+    filled = -(-tokens // TILE) * TILE
+    scales = filled * heads if order == "tokens" else filled // TILE * heads * size
+    outputs = {"y": filled * heads * size // 4, "scales": scales}
+    return _heads_case(order, values.astype(np.float32), outputs, error=1e-6)
 
 
 register(
@@ -151,10 +183,38 @@ register(
         ),
         reference=_heads_to_f16,
         cases=lambda: [
-            _heads_case("tokens", 5, 3, 128),
-            _heads_case("tokens", 77, 1, 64),
-            _heads_case("channels", 1, 1, 16),
-            _heads_case("channels", 77, 3, 128),
+            _heads_to_f16_case("tokens", 5, 3, 128),
+            _heads_to_f16_case("tokens", 77, 1, 64),
+            _heads_to_f16_case("channels", 1, 1, 16),
+            _heads_to_f16_case("channels", 77, 3, 128),
+        ],
+    )
+)
+
+register(
+    Kernel(
+        name="heads_to_int8",
+        bindings=(Binding("x"), Binding("y", "read_write", "u32"), Binding("scales", "read_write")),
+        constants={"HEADS": "u32", "HEAD_SIZE": "u32"},
+        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32", "x_head_stride": "u32"},
+        options={"order": ("tokens", "channels")},
+        variants=(
+            Variant(
+                "f32",
+                "heads_to_int8.wgsl",
+                folded(["mul", ["ceil_div", "rows", TILE], "HEADS"]),
+                context={"tile": TILE},
+                elements=lambda options: (
+                    {"x": "vec4f"} if options["order"] == "tokens" else {"x": "vec4f", "y": "vec4u", "scales": "vec4f"}
+                ),
+            ),
+        ),
+        reference=_heads_to_int8,
+        cases=lambda: [
+            _heads_to_int8_case("tokens", 5, 3, 128),
+            _heads_to_int8_case("tokens", 133, 2, 64),
+            _heads_to_int8_case("channels", 1, 1, 16),
+            _heads_to_int8_case("channels", 133, 3, 128),
         ],
     )
 )

@@ -10,20 +10,16 @@ override SEGMENTS: u32 = COLUMNS / {{ length }};
 var<workgroup> lane_most: array<f32, {{ threads }}>;
 var<workgroup> lane_sums: array<f32, {{ threads }}>;
 
-fn greatest(value: vec4f) -> f32 {
-    let size = abs(value);
-    return max(max(size.x, size.y), max(size.z, size.w));
-}
+{% include "lib/int8_codes.wgsl" %}
 
 struct Codes {
     word: u32,
     sum: f32,
 }
 
-fn codes_of(value: vec4f, to_code: f32) -> Codes {
-    let codes = clamp(round(value * to_code), vec4f(-127.0), vec4f(127.0));
-    let bytes = bitcast<vec4u>(vec4i(codes)) & vec4u(0xffu);
-    return Codes(bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (bytes.w << 24u), dot(codes, vec4f(1.0)));
+fn encode(value: vec4f, to_code: f32) -> Codes {
+    let codes = codes_of(value, vec4f(to_code));
+    return Codes(word_of(codes), dot(codes, vec4f(1.0)));
 }
 
 @compute @workgroup_size({{ threads }})
@@ -48,12 +44,12 @@ fn main(
     for (var i = 0u; i < {{ lanes }}u; i++) {
         most = max(most, lane_most[from_lane + i]);
     }
-    let to_code = select(0.0, 127.0 / max(most, 1e-30), most > 0.0);
+    let to_code = code_factor(most);
     let inside = index < params.rows * SEGMENTS;
     var sum = 0.0;
     for (var i = lane; i < SIXTEENS; i += {{ lanes }}u) {
 {% for four in range(4) %}
-        let codes{{ four }} = codes_of(x[first + i * 4u + {{ four }}u], to_code);
+        let codes{{ four }} = encode(x[first + i * 4u + {{ four }}u], to_code);
 {% endfor %}
         sum += codes0.sum + codes1.sum + codes2.sum + codes3.sum;
         if (inside) {

@@ -22,37 +22,43 @@ const CONVERSIONS = {
   int8_rows: { kernel: "quantize", options: { share: "row" } },
   f16_heads: { kernel: "heads_to_f16", options: { order: "tokens" } },
   f16_heads_turned: { kernel: "heads_to_f16", options: { order: "channels" } },
+  int8_heads: { kernel: "heads_to_int8", options: { order: "tokens" } },
+  int8_heads_turned: { kernel: "heads_to_int8", options: { order: "channels" } },
 };
 
 const SEGMENT = 128; // columns that share a scale
+const TILE = 64; // tokens that stand together in int8_heads and int8_heads_turned
 
 /** @param {string} kind */
-const hasHeads = (kind) => kind.startsWith("f16_heads");
+const hasHeads = (kind) => kind.includes("_heads");
+/** The uniform that counts what is converted. @type {(binding: string, kind: string) => string} */
+const countOf = (binding, kind) => (!hasHeads(kind) ? "rows" : binding === "q" ? "q_tokens" : "kv_tokens");
 
 /**
  * The dispatch that converts for a dispatch with such constants, but for what it binds.
+ * @param {string} binding
  * @param {string} kind
  * @param {Record<string, number>} constants
  * @returns {Dispatch}
  */
-export function conversionDispatch(kind, { K, KV_HEADS, HEAD_SIZE }) {
+export function conversionDispatch(binding, kind, { K, HEADS, KV_HEADS, HEAD_SIZE }) {
   /** @type {Record<string, number>} */
-  const sizes = hasHeads(kind) ? { HEADS: KV_HEADS, HEAD_SIZE } : { COLUMNS: K };
+  const sizes = hasHeads(kind) ? { HEADS: binding === "q" ? HEADS : KV_HEADS, HEAD_SIZE } : { COLUMNS: K };
   return { ...CONVERSIONS[kind], constants: sizes, uniforms: {}, bindings: {} };
 }
 
 /**
- * The rows that a variant converts: all of a product's, or the keys' of an attention.
+ * The rows that a variant converts: all of a product's, or the queries or keys of an attention.
  * @param {string} binding
  * @param {string} kind
  * @param {Record<string, number>} sizes uniforms and constants of the dispatch
  * @returns {RowsOf}
  */
 export function rowsToConvert(binding, kind, sizes) {
-  const place = { offset: sizes[`${binding}_offset`], stride: sizes[`${binding}_stride`] };
-  if (!hasHeads(kind)) return { ...place, rows: sizes.rows, heads: 1, headStride: 0, columns: sizes.K };
-  const headStride = sizes[`${binding}_head_stride`];
-  return { ...place, rows: sizes.kv_tokens, heads: sizes.KV_HEADS, headStride, columns: sizes.HEAD_SIZE };
+  const place = { rows: sizes[countOf(binding, kind)], offset: sizes[`${binding}_offset`], stride: sizes[`${binding}_stride`] };
+  if (!hasHeads(kind)) return { ...place, heads: 1, headStride: 0, columns: sizes.K };
+  const heads = binding === "q" ? sizes.HEADS : sizes.KV_HEADS;
+  return { ...place, heads, headStride: sizes[`${binding}_head_stride`], columns: sizes.HEAD_SIZE };
 }
 
 /**
@@ -72,10 +78,13 @@ export function conversionSizes({ rows, offset, stride, heads, headStride, colum
  * @returns {ScratchBytes}
  */
 export function convertedBytes(kind, { rows, heads, columns }) {
-  const filled = kind === "f16_heads_turned" ? roundUp(rows, 8) : rows;
+  const filled = roundUp(rows, { f16_heads_turned: 8, int8_heads: TILE, int8_heads_turned: TILE }[kind] ?? 1);
   const words = filled * heads * columns * (kind.startsWith("f16") ? 2 : 1);
-  const scales = { int8: columns / SEGMENT, int8_rows: 1 }[kind] ?? 0;
-  return { words: roundUp(words, 16), scales: roundUp(rows * scales * 8, 16) };
+  const scales = {
+    int8: (rows * columns) / SEGMENT * 8, int8_rows: rows * 8,
+    int8_heads: filled * heads * 4, int8_heads_turned: (filled / TILE) * heads * columns * 4,
+  }[kind] ?? 0;
+  return { words: roundUp(words, 16), scales: roundUp(scales, 16) };
 }
 
 /**
@@ -89,7 +98,7 @@ export function scratchOf(steps) {
   let count = 0;
   for (const { dispatch, entry, symbols } of steps) {
     for (const [binding, kind] of Object.entries(entry.converts ?? {})) {
-      const counted = hasHeads(kind) ? "kv_tokens" : "rows";
+      const counted = countOf(binding, kind);
       const rows = evaluateCount(dispatch.uniforms[counted], symbols, `${dispatch.kernel}, ${counted}`);
       const { words, scales } = convertedBytes(kind, rowsToConvert(binding, kind, { ...dispatch.constants, [counted]: rows }));
       const known = scratch.get(binding) ?? { words: 0, scales: 0 };

@@ -238,7 +238,7 @@ export class Pipelines {
     const kinds = Object.entries(entry.converts ?? {});
     const [compiled, ...conversions] = await Promise.all([
       this.compile(entry, constants),
-      ...kinds.map(([, kind]) => this.get(conversionDispatch(kind, constants), component)),
+      ...kinds.map(([binding, kind]) => this.get(conversionDispatch(binding, kind, constants), component)),
     ]);
     return { ...compiled, conversions: Object.fromEntries(kinds.map(([binding], at) => [binding, conversions[at]])) };
   }

@@ -95,8 +95,8 @@ function build(executor, compiled, symbols, tensors) {
       const rows = rowsToConvert(name, kind, sizes);
       const { words, scales } = /** @type {{words: TensorPlace, scales: TensorPlace}} */ (scratchPlaces.get(name));
       const bytes = convertedBytes(kind, rows);
-      // Parts are rows of x, or queries, which are not converted.
-      const unit = convertedBytes(kind, { ...rows, rows: name === "x" ? UNIT : 0 });
+      // Parts are rows of x, or queries.
+      const unit = convertedBytes(kind, { ...rows, rows: name === "x" || name === "q" ? UNIT : 0 });
       found.set(name, { ...words, size: bytes.words, rowBytes: unit.words / UNIT });
       found.set(`${name}_scales`, { ...scales, size: bytes.scales, rowBytes: unit.scales / UNIT });
       if (!converted.take(name, kind, rows, place)) return [];
