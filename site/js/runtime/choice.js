@@ -254,7 +254,8 @@ async function chooseOne(tool, group, budget, choice) {
 }
 
 /**
- * The shape, with as many rows as can be timed within a slot; null if those are hardly more than the small case's.
+ * The shape, with as many rows as can be timed within a slot; the small case if those are hardly more than its own, as
+ * its check ran once, by a coarse clock; null where even that takes too long, and its check was exact enough.
  * @param {Part} part
  * @param {Shape} shape
  * @param {Shape} small
@@ -267,10 +268,10 @@ function fitting(part, shape, small, ms, slot) {
     const symbols = Object.fromEntries(Object.keys(SMALL).map((name) =>
       [name, Math.max(SMALL[/** @type {keyof typeof SMALL} */ (name)], Math.ceil((part.symbols[name] ?? 0) / cut))]));
     const candidate = cut === 1 ? shape : resized(part, shape, symbols);
-    if (candidate.macs <= 2 * small.macs) return null;
+    if (candidate.macs <= 2 * small.macs) break;
     if (ms * (candidate.macs / small.macs) <= slot) return candidate;
   }
-  return null;
+  return ms <= slot ? small : null;
 }
 
 /**
