@@ -140,7 +140,7 @@ def _converted_operand(
         tile = {"f16_heads": 1, "f16_heads_turned": 8}.get(kind, TILE)
         filled = round_up(tokens, tile)
         words = round_up(filled * heads * size * (2 if kind.startswith("f16") else 1), PADDING)
-        shared = {"int8_heads": filled * heads, "int8_heads_turned": filled // TILE * heads * size}.get(kind, 0)
+        shared = {"int8_heads": filled * heads, "int8_heads_turned": filled // TILE * heads * size * 2}.get(kind, 0)
         return words, round_up(shared * ITEM_BYTES, PADDING)
     rows, columns = evaluate(uniforms["rows"], symbols), constants["K"]
     pairs = {"f16": 0, "int8": columns // SEGMENT, "int8_rows": 1}[kind]

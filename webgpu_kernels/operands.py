@@ -77,18 +77,20 @@ def converted_heads(kind: str, values: np.ndarray) -> dict[str, np.ndarray]:
         values: float32[tokens, heads, channels].
 
     Returns:
-        The words u32[...] under "", and for int8 under "_scales" f32[...]: max|x| / 127.
+        The words u32[...] under "", and for int8 under "_scales" f32[...]: max|x| / 127, of int8_heads_turned followed
+        by the sums of a tile's codes.
     """
     if has_scales(kind):
         filled = np.pad(values.astype(np.float32), ((0, -len(values) % TILE), (0, 0), (0, 0)))
         tiles = filled.reshape(-1, TILE, *filled.shape[1:]).swapaxes(1, 2)  # [tile][head][token][channel]
         most = np.abs(tiles).max(axis=3 if kind == "int8_heads" else 2, keepdims=True)
-        fours = (-1, 4) if kind == "int8_heads" else (TILE // 4, 4, -1)
-        codes = _codes(tiles, most).reshape(*tiles.shape[:2], *((TILE,) if kind == "int8_heads" else ()), *fours)
-        return {
-            "": _as_words(codes.swapaxes(2, 3) if kind == "int8_heads" else codes.swapaxes(3, 4)),
-            "_scales": (most / np.float32(127)).reshape(-1),
-        }
+        codes, scales = _codes(tiles, most), most / np.float32(127)
+        if kind == "int8_heads":
+            words = codes.reshape(*codes.shape[:3], -1, 4).swapaxes(2, 3)
+        else:
+            words = codes.reshape(*codes.shape[:2], TILE // 4, 4, -1).swapaxes(3, 4)
+            scales = np.concatenate([scales, codes.sum(axis=2, keepdims=True, dtype=np.float32)], axis=2)
+        return {"": _as_words(words), "_scales": scales.reshape(-1)}
     halves = values.clip(-F16_MAX, F16_MAX).astype(np.float16)
     if kind == "f16_heads_turned":
         halves = np.pad(halves, ((0, -len(halves) % 8), (0, 0), (0, 0)), "edge").transpose(1, 2, 0)

@@ -110,7 +110,7 @@ def rounded_inputs(variant: Variant, case: Case) -> dict[str, np.ndarray]:
             scales = given[f"{name}_scales"].reshape(-1, heads, TILE).swapaxes(1, 2)[..., None]
         else:
             tiles = codes.reshape(-1, heads, TILE // 4, size, 4).transpose(0, 2, 4, 1, 3).reshape(-1, TILE, heads, size)
-            scales = given[f"{name}_scales"].reshape(-1, 1, heads, size)
+            scales = given[f"{name}_scales"].reshape(-1, 1, heads, 2, size)[..., 0, :]
         places = (case.uniforms[f"{name}_{part}"] for part in ("offset", "stride", "head_stride"))
         offset, *strides = places
         inputs[name] = inputs[name].copy()

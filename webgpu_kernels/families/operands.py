@@ -107,7 +107,7 @@ def _heads_to_int8_case(order: str, tokens: int, heads: int, size: int) -> Case:
         values = codes * np.repeat(rng.uniform(0.5, 41_000, (tiles, heads, size)), TILE, axis=0)[:tokens] / 127
         values[..., size // 2] = 0
     filled = -(-tokens // TILE) * TILE
-    scales = filled * heads if order == "tokens" else filled // TILE * heads * size
+    scales = filled * heads if order == "tokens" else filled // TILE * heads * size * 2
     outputs = {"y": filled * heads * size // 4, "scales": scales}
     return _heads_case(order, values.astype(np.float32), outputs, error=1e-6)
 

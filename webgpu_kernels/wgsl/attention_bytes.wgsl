@@ -1,15 +1,16 @@
 requires packed_4x8_integer_dot_product;
 // y = softmax(q·kᵀ · SCALE) · v as attention.wgsl, for heads of 128 channels, by dot products of four int8 each. q, k and v
 // come as codes with scales, in tiles of 64 tokens of a head (heads_to_int8.wgsl): q and k with a scale a token, four
-// channels in a word, v with a scale a channel and tile, four tokens in a word.
+// channels in a word, v with a scale a channel and tile, four tokens in a word, and beside the scales sums of the codes.
 {% set fours = range(4) %}
 {% set threads = 16 * down %}
 {% set queries = 4 * down %}
 {% set loads = 512 // threads %}
 //
 // A workgroup walks over all keys for {{ queries }} queries of one head, a tile at a time. A thread has four queries, in a tile
-// the scores of four keys, and then two fours of channels. A row's weights of a tile are codes, too: 127 · 2^(score − the
-// tile's top), so that no tile's weights are too small for 7 bits; what the tile counts for stands beside them.
+// the scores of four keys, and then two fours of channels. A row's weights of a tile are codes p, too: 255 · 2^(score − the
+// tile's top), so that no tile's weights are too small for 8 bits; what the tile counts for stands beside them. As int8 they
+// are p − 128: Σ p·v = Σ (p − 128)·v + 128 · Σ v.
 
 {{ interface }}
 
@@ -17,7 +18,7 @@ const LOWEST = -1.0e30; // score of a key past the end; infinities are not porta
 // f32 has every integer within 2^22 of this one, and its bits count as they do: sums of dot products need no conversion.
 const BASE = 12582912.0;
 const ZERO = 0x4b400000; // its bits
-const LOG2_127 = 6.988684686772166;
+const LOG2_255 = 7.994353436858858;
 // A row's sums are in units of 2^top. That stays while no tile's top exceeds it by more.
 const GROWTH = 10.0;
 
@@ -124,24 +125,25 @@ fn main(
             y{{ r }}_1 *= shrink.{{ "xyzw"[r] }};
             {% endfor %}
         }
-        let count = exp2(tile_top - top) / 127.0; // what a code of this tile counts for
-        let from_top = LOG2_127 - tile_top;
+        let count = exp2(tile_top - top) / 255.0; // what a code of this tile counts for
+        let from_top = LOG2_255 - tile_top;
         {% for r in fours %}
         let codes{{ r }} = pack(bitcast<vec4u>(exp2(s{{ r }} * q_scale.{{ "xyzw"[r] }} + from_top.{{ "xyzw"[r] }}) + BASE)) & inside_codes;
         {% endfor %}
-        weights[across * {{ down }}u + (down ^ ((2u * across) & 6u)) % {{ down }}u] = vec4u({% for r in fours %}codes{{ r }}{{ ", " if r < 3 }}{% endfor %});
+        weights[across * {{ down }}u + (down ^ ((2u * across) & 6u)) % {{ down }}u] = vec4u({% for r in fours %}codes{{ r }}{{ ", " if r < 3 }}{% endfor %}) ^ vec4u(0x80808080u);
         sum += count * vec4f(
             {% for r in fours %}
             f32(dot4U8Packed(codes{{ r }}, 0x01010101u)),
             {% endfor %}
         );
         {% for c in range(2) %}
-        let v_scale{{ c }} = v_scales[kv_tile * 32u + {{ 16 * c }}u + across];
+        let v_scale{{ c }} = v_scales[kv_tile * 64u + {{ 16 * c }}u + across];
+        let v_sum{{ c }} = ZERO + 128 * vec4i(v_scales[kv_tile * 64u + {{ 32 + 16 * c }}u + across]);
         {% endfor %}
         workgroupBarrier();
         {% for r in fours %}
         {% for c in range(2) %}
-        var sums{{ r }}_{{ c }} = vec4i(ZERO);
+        var sums{{ r }}_{{ c }} = v_sum{{ c }};
         {% endfor %}
         {% endfor %}
         for (var turn = 0u; turn < v_turns; turn++) {

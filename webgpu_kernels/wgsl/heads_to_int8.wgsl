@@ -1,5 +1,8 @@
 {% set turned = order == "channels" %}
 // Heads of x as int8 codes, four in a word, in tiles of {{ tile }} tokens, filled up with zeros: {{ "[tile][head][four of tokens][channel], a scale a channel and tile" if turned else "[tile][head][four of channels][token], a scale a token" }}: max|x| / 127.
+{% if turned %}
+// After a tile's scales stand the sums of its codes.
+{% endif %}
 // HEAD_SIZE is a multiple of 4{{ " up to 128" if turned }}, x_offset and both strides, too.
 {{ interface }}
 override FOURS: u32 = HEAD_SIZE / 4u;
@@ -7,6 +10,9 @@ override FOURS: u32 = HEAD_SIZE / 4u;
 {% include "lib/int8_codes.wgsl" %}
 
 var<workgroup> parts: array<{{ "vec4f" if turned else "f32" }}, 256>;
+{% if turned %}
+var<workgroup> sums: array<vec4f, 256>;
+{% endif %}
 
 fn load(head: u32, token: u32, four: u32) -> vec4f {
     if (token >= params.rows || four >= FOURS) {
@@ -41,16 +47,23 @@ fn main(
     for (var i = four; i < 256u; i += 32u) {
         most = max(most, parts[i]);
     }
-    if (!inside || four >= FOURS) {
-        return;
-    }
     let to_code = vec4f({% for c in "xyzw" %}code_factor(most.{{ c }}){{ ", " if c != "w" }}{% endfor %});
-    if (thread < 32u) {
-        scales[block * FOURS + four] = most / 127.0;
-    }
 {% for i in range(tile // 8) %}
     let codes{{ i }} = codes_of(v{{ i }}, to_code);
 {% endfor %}
+    sums[thread] = {% for i in range(tile // 8) %}codes{{ i }}{{ " + " if i + 1 < tile // 8 }}{% endfor %};
+    workgroupBarrier();
+    if (!inside || four >= FOURS) {
+        return;
+    }
+    if (thread < 32u) {
+        scales[2u * block * FOURS + four] = most / 127.0;
+        var sum = vec4f();
+        for (var i = four; i < 256u; i += 32u) {
+            sum += sums[i];
+        }
+        scales[(2u * block + 1u) * FOURS + four] = sum;
+    }
 {% for i in range(0, tile // 8, 4) %}
     y[(block * {{ tile // 4 }}u + thread / 32u * {{ tile // 32 }}u + {{ i // 4 }}u) * FOURS + four] = vec4u(
 {% for c in "xyzw" %}

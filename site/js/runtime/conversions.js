@@ -82,7 +82,7 @@ export function convertedBytes(kind, { rows, heads, columns }) {
   const words = filled * heads * columns * (kind.startsWith("f16") ? 2 : 1);
   const scales = {
     int8: (rows * columns) / SEGMENT * 8, int8_rows: rows * 8,
-    int8_heads: filled * heads * 4, int8_heads_turned: (filled / TILE) * heads * columns * 4,
+    int8_heads: filled * heads * 4, int8_heads_turned: (filled / TILE) * heads * columns * 8,
   }[kind] ?? 0;
   return { words: roundUp(words, 16), scales: roundUp(scales, 16) };
 }
