@@ -143,6 +143,9 @@ def _converted_operand(
         shared = {"int8_heads": filled * heads, "int8_heads_turned": filled // TILE * heads * size * 2}.get(kind, 0)
         return words, round_up(shared * ITEM_BYTES, PADDING)
     rows, columns = evaluate(uniforms["rows"], symbols), constants["K"]
+    if kind == "int8_tiles":
+        filled = round_up(rows, TILE)
+        return round_up(filled * columns, PADDING), filled * ITEM_BYTES
     pairs = {"f16": 0, "int8": columns // SEGMENT, "int8_rows": 1}[kind]
     scales = round_up(rows * pairs * 2 * ITEM_BYTES, PADDING)
     return round_up(rows * columns * (2 if kind == "f16" else 1), PADDING), scales

@@ -1,7 +1,7 @@
 """Operand types that x is converted to before a matrix product, q, k and v before attention, as numpy computes them.
 
-The kernels `to_f16`, `quantize`, `heads_to_f16` and `heads_to_int8` (families/operands.py) do the same on the GPU;
-`Variant.converts` names the type.
+The kernels `to_f16`, `quantize`, `quantize_tiles`, `heads_to_f16` and `heads_to_int8` (families/operands.py) do the
+same on the GPU; `Variant.converts` names the type.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from webgpu_kernels.strided import indices
 
 F16_MAX = 65_504.0
 SEGMENT = 128  # columns that share a scale in "int8"
-TILE = 64  # tokens that stand together in "int8_heads" and "int8_heads_turned"
+TILE = 64  # rows or tokens that stand together in "int8_tiles", "int8_heads" and "int8_heads_turned"
 # Kernel and options by operand type (`CONVERSIONS` in site/js/runtime/conversions.js).
 CONVERSIONS = {
     "f16": ("to_f16", {}),
     "int8": ("quantize", {"share": "segment"}),
     "int8_rows": ("quantize", {"share": "row"}),
+    "int8_tiles": ("quantize_tiles", {}),
     "f16_heads": ("heads_to_f16", {"order": "tokens"}),
     "f16_heads_turned": ("heads_to_f16", {"order": "channels"}),
     "int8_heads": ("heads_to_int8", {"order": "tokens"}),
@@ -47,13 +48,16 @@ def converted(kind: str, values: np.ndarray) -> dict[str, np.ndarray]:
     """Rows as a variant binds them.
 
     Args:
-        kind: "f16", "int8" (a scale a row and 128 columns) or "int8_rows" (a scale a row).
+        kind: "f16", "int8" (a scale a row and 128 columns), "int8_rows" (a scale a row) or "int8_tiles" (the same, in
+            tiles of 64 rows, filled up with zeros: [tile][four of columns][row]).
         values: float32[rows, columns].
 
     Returns:
         The words u32[...] under "", and for int8 under "_scales" f32[rows, segments, 2]: the scale, max|x| / 127,
-        and the scale times the sum of the codes.
+        and the scale times the sum of the codes; for int8_tiles the scale alone.
     """
+    if kind == "int8_tiles":  # a head a row
+        return converted_heads("int8_heads", values[:, None])
     if kind == "f16":
         halves = values.clip(-F16_MAX, F16_MAX).astype(np.float16)
         return {"": _as_words(halves)}

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from webgpu_kernels import operands
 from webgpu_kernels.grid import Tile, threads, tiled
-from webgpu_kernels.operands import SEGMENT
 from webgpu_kernels.registry import (
     MATRIX_FEATURE,
     Binding,
@@ -35,7 +35,7 @@ F32_STAGED = {
 }
 F32_TALL = {**F32_STAGED, "threads": 128}  # 16 by 8 sums a thread: faster where tiles fill the GPU many times over
 F16 = {**F32_STAGED, "operand": "f16", "depth": 32, "unroll": 1}
-INT8_ROWS = {"operand": "int8", "tile_rows": 64, "tile_columns": 128, "depth": 64}
+INT8_ROWS = {"operand": "int8", "tile_rows": operands.TILE, "tile_columns": 128, "depth": 64}
 MATRIX_F16 = {
     "operand": "f16",
     "tile_rows": 128,
@@ -89,6 +89,13 @@ def _converted_elements(options: Options) -> dict[str, str]:
     """Of variants that take converted rows of x."""
     codes = {"int4": {"codes": "vec2u"}, "int8": {"codes": "vec4u"}, "f16": {"weight": "vec4u"}}
     return {"x": "vec4u", "x_scales": "vec2f", **codes.get(options["weights"], {})}
+
+
+def _tile_elements(options: Options) -> dict[str, str]:
+    """Of int8_rows: binary and ternary codes of 64 elements of K at once."""
+    codes = {"binary": "vec2u", "ternary": "vec4u"}
+    known = _converted_elements(options) | {"x_scales": "f32"}
+    return {**known, **({"codes": codes[options["weights"]]} if options["weights"] in codes else {})}
 
 
 def _rows(values: np.ndarray, offset: int, stride: int, rows: int, columns: int) -> np.ndarray:
@@ -230,7 +237,9 @@ def _matrix_int8(name: str, context: dict[str, Any], default: bool = True) -> Va
         elements=_converted_elements,
         error=2e-2 if groups else 3e-2,
         when={"weights": tuple(LOW_BIT), "aligned": (True,)},
-        multiples={"K": SEGMENT, "GROUP": SEGMENT} if groups else {"K": context["depth"], "GROUP": 16},
+        multiples={"K": operands.SEGMENT, "GROUP": operands.SEGMENT}
+        if groups
+        else {"K": context["depth"], "GROUP": 16},
         language_features=("packed_4x8_integer_dot_product",),
         matrix=("i8", "i32", 16, 16, 32),
         converts={"x": "int8" if groups else "int8_rows"},
@@ -285,12 +294,12 @@ register(
                 _tiled,
                 limits=_limits(INT8_ROWS),
                 context=INT8_ROWS,
-                elements=_converted_elements,
+                elements=_tile_elements,
                 error=3e-2,
                 when={"weights": tuple(LOW_BIT), "aligned": (True,)},
                 multiples={"K": INT8_ROWS["depth"], "GROUP": 16},
                 language_features=("packed_4x8_integer_dot_product",),
-                converts={"x": "int8_rows"},
+                converts={"x": "int8_tiles"},
             ),
             Variant(
                 "matrix_f16",

@@ -1,5 +1,5 @@
-"""`to_f16`, `quantize`, `heads_to_f16` and `heads_to_int8`: operands as those variants of `linear` and `attention` want
-them that do not take f32."""
+"""`to_f16`, `quantize`, `quantize_tiles`, `heads_to_f16` and `heads_to_int8`: operands as those variants of `linear`
+and `attention` want them that do not take f32."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def _to_f16(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numb
 def _quantize(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
     kind = "int8" if options["share"] == "segment" else "int8_rows"
     found = converted(kind, _rows(inputs, constants, uniforms))
+    return {"y": found[""].astype(np.float64), "scales": found["_scales"].astype(np.float64)}
+
+
+def _quantize_tiles(
+    inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers
+) -> Arrays:
+    found = converted("int8_tiles", _rows(inputs, constants, uniforms))
     return {"y": found[""].astype(np.float64), "scales": found["_scales"].astype(np.float64)}
 
 
@@ -62,18 +69,29 @@ def _to_f16_case(rows: int, columns: int, gap: int = 0) -> Case:
     return Case(f"{rows}x{columns}", {}, {"COLUMNS": columns}, uniforms, {"x": x}, {"y": rows * columns // 2})
 
 
-def _quantize_case(share: str, rows: int, columns: int, gap: int = 0, scale: float = 1.0) -> Case:
-    """Values lie near multiples of the scale, so that no rounding depends on the last bit."""
-    rng = np.random.default_rng(rows + columns)
-    length = SEGMENT if share == "segment" else columns
-    codes = rng.integers(-126, 127, (rows, columns // length, length)) + rng.uniform(-0.4, 0.4, (1, 1, length))
+def _near_codes(rows: int, segments: int, length: int, scale: float) -> np.ndarray:
+    """Rows, f32[rows, segments * length], near multiples of their scales: no rounding depends on the last bit."""
+    rng = np.random.default_rng(rows + segments * length)
+    codes = rng.integers(-126, 127, (rows, segments, length)) + rng.uniform(-0.4, 0.4, (1, 1, length))
     codes[..., 5] = rng.choice((-127.0, 127.0), codes.shape[:2])
-    values = (codes * rng.uniform(0.5, 1, (*codes.shape[:2], 1)) * scale / 127).reshape(rows, columns)
+    values = (codes * rng.uniform(0.5, 1, (rows, segments, 1)) * scale / 127).reshape(rows, -1)
     values[-1] = 0
-    x, uniforms = _placed(values, gap)
+    return values
+
+
+def _quantize_case(share: str, rows: int, columns: int, gap: int = 0, scale: float = 1.0) -> Case:
+    length = SEGMENT if share == "segment" else columns
+    x, uniforms = _placed(_near_codes(rows, columns // length, length, scale), gap)
     outputs = {"y": rows * columns // 4, "scales": rows * columns // length * 2}
     name = f"{share}-{rows}x{columns}"
     return Case(name, {"share": share}, {"COLUMNS": columns}, uniforms, {"x": x}, outputs, error=1e-6)
+
+
+def _quantize_tiles_case(rows: int, columns: int, gap: int = 0, scale: float = 1.0) -> Case:
+    x, uniforms = _placed(_near_codes(rows, 1, columns, scale), gap)
+    filled = -(-rows // TILE) * TILE
+    outputs = {"y": filled * columns // 4, "scales": filled}
+    return Case(f"{rows}x{columns}", {}, {"COLUMNS": columns}, uniforms, {"x": x}, outputs, error=1e-6)
 
 
 def _heads_case(order: str, values: np.ndarray, outputs: Numbers, error: float = 1e-5) -> Case:
@@ -164,6 +182,30 @@ register(
 
 register(
     Kernel(
+        name="quantize_tiles",
+        bindings=(Binding("x"), Binding("y", "read_write", "u32"), Binding("scales", "read_write")),
+        constants={"COLUMNS": "u32"},
+        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32"},
+        options={},
+        variants=(
+            Variant(
+                "f32",
+                "quantize_tiles.wgsl",
+                folded(["mul", ["ceil_div", "rows", TILE], TILE // 8]),
+                context={"tile": TILE},
+                elements=lambda options: {"x": "vec4f", "y": "vec4u"},
+            ),
+        ),
+        reference=_quantize_tiles,
+        cases=lambda: [
+            _quantize_tiles_case(3, 64, gap=8),
+            _quantize_tiles_case(133, 1040, gap=4, scale=41_000),
+        ],
+    )
+)
+
+register(
+    Kernel(
         name="heads_to_f16",
         bindings=(Binding("x"), Binding("y", "read_write", "u32")),
         constants={"HEADS": "u32", "HEAD_SIZE": "u32"},
@@ -205,7 +247,7 @@ register(
                 folded(["mul", ["ceil_div", "rows", TILE], "HEADS"]),
                 context={"tile": TILE},
                 elements=lambda options: (
-                    {"x": "vec4f"} if options["order"] == "tokens" else {"x": "vec4f", "y": "vec4u", "scales": "vec4f"}
+                    {"x": "vec4f", "y": "vec4u", "scales": "f32" if options["order"] == "tokens" else "vec4f"}
                 ),
             ),
         ),

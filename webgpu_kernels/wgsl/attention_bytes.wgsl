@@ -62,9 +62,6 @@ fn main(
     var y{{ r }}_0 = vec4f();
     var y{{ r }}_1 = vec4f();
     {% endfor %}
-    // A number that the compiler does not know, so that it unrolls no further: registers would not suffice.
-    let turns = select({{ 32 // unroll }}u, 0u, params.q_tokens == 0u);
-    let v_turns = select({{ 16 // unroll }}u, 0u, params.q_tokens == 0u);
     for (var tile = 0u; tile * 64u < params.kv_tokens; tile++) {
         let kv_tile = tile * KV_HEADS + kv_head;
         workgroupBarrier();
@@ -76,31 +73,31 @@ fn main(
         {% for r in fours %}
         var dots{{ r }} = vec4i(ZERO);
         {% endfor %}
-        for (var turn = 0u; turn < turns; turn++) {
-            let now = turn % {{ 32 // unroll }}u; // a range that the browser knows: it checks no load below
-            let q_at = now * {{ unroll * down }}u + down % {{ down }}u;
-            let k_at = now * {{ unroll * 16 }}u + across;
-            {% for line in range(0, unroll, 2) %}
-            {
-                {% for p in range(2) %}
-                let q{{ p }} = staged_q[q_at + {{ (line + p) * down }}u];
-                let k{{ p }} = staged[k_at + {{ (line + p) * 16 }}u];
+        {% for line in range(0, 32, 2) %}
+        {
+            {% for p in range(2) %}
+            let q{{ p }} = staged_q[down + {{ (line + p) * down }}u];
+            let k{{ p }} = staged[across + {{ (line + p) * 16 }}u];
+            {% endfor %}
+            {% for r in fours %}
+            dots{{ r }} += vec4i(
+                {% for i in "xyzw" %}
+                dot4I8Packed(q0.{{ "xyzw"[r] }}, k0.{{ i }}) + dot4I8Packed(q1.{{ "xyzw"[r] }}, k1.{{ i }}),
                 {% endfor %}
-                {% for r in fours %}
-                dots{{ r }} += vec4i(
-                    {% for i in "xyzw" %}
-                    dot4I8Packed(q0.{{ "xyzw"[r] }}, k0.{{ i }}) + dot4I8Packed(q1.{{ "xyzw"[r] }}, k1.{{ i }}),
-                    {% endfor %}
-                );
-                {% endfor %}
-            }
+            );
             {% endfor %}
         }
-        let inside = tile * 64u + 4u * across + vec4u(0u, 1u, 2u, 3u) < vec4u(params.kv_tokens);
-        let inside_codes = pack(select(vec4u(), vec4u(0xffu), inside));
-        {% for r in fours %}
-        let s{{ r }} = select(vec4f(LOWEST), to_float(dots{{ r }}) * k_scale, inside); // without the query's scale
         {% endfor %}
+        {% for r in fours %}
+        var s{{ r }} = to_float(dots{{ r }}) * k_scale; // without the query's scale
+        {% endfor %}
+        var inside = vec4<bool>(true);
+        if (tile * 64u + 64u > params.kv_tokens) {
+            inside = tile * 64u + 4u * across + vec4u(0u, 1u, 2u, 3u) < vec4u(params.kv_tokens);
+            {% for r in fours %}
+            s{{ r }} = select(vec4f(LOWEST), s{{ r }}, inside);
+            {% endfor %}
+        }
         shares[across * {{ down }}u + down] = vec4f(
             {% for r in fours %}
             max(max(s{{ r }}.x, s{{ r }}.y), max(s{{ r }}.z, s{{ r }}.w)),
@@ -128,12 +125,17 @@ fn main(
         let count = exp2(tile_top - top) / 255.0; // what a code of this tile counts for
         let from_top = LOG2_255 - tile_top;
         {% for r in fours %}
-        let codes{{ r }} = pack(bitcast<vec4u>(exp2(s{{ r }} * q_scale.{{ "xyzw"[r] }} + from_top.{{ "xyzw"[r] }}) + BASE)) & inside_codes;
+        let p{{ r }} = select(vec4f(), exp2(s{{ r }} * q_scale.{{ "xyzw"[r] }} + from_top.{{ "xyzw"[r] }}), inside);
         {% endfor %}
-        weights[across * {{ down }}u + (down ^ ((2u * across) & 6u)) % {{ down }}u] = vec4u({% for r in fours %}codes{{ r }}{{ ", " if r < 3 }}{% endfor %}) ^ vec4u(0x80808080u);
+        weights[across * {{ down }}u + (down ^ ((2u * across) & 6u)) % {{ down }}u] = vec4u(
+            {% for r in fours %}
+            pack(bitcast<vec4u>(p{{ r }} + BASE)),
+            {% endfor %}
+        ) ^ vec4u(0x80808080u);
+        // Of the weights before rounding: y is nearer to the exact one than over the sum of the rounded.
         sum += count * vec4f(
             {% for r in fours %}
-            f32(dot4U8Packed(codes{{ r }}, 0x01010101u)),
+            (p{{ r }}.x + p{{ r }}.y) + (p{{ r }}.z + p{{ r }}.w),
             {% endfor %}
         );
         {% for c in range(2) %}
@@ -146,30 +148,25 @@ fn main(
         var sums{{ r }}_{{ c }} = v_sum{{ c }};
         {% endfor %}
         {% endfor %}
-        for (var turn = 0u; turn < v_turns; turn++) {
-            let now = turn % {{ 16 // unroll }}u;
-            let p_at = now * {{ unroll * down }}u;
-            let v_at = now * {{ unroll * 32 }}u + across;
-            {% for line in range(0, unroll, 2) %}
-            {
-                {% for p in range(2) %}
-                let p{{ p }} = weights[p_at + {{ (line + p) * down }}u + (down ^ {{ 2 * (line + p) % 8 }}u) % {{ down }}u];
-                {% for c in range(2) %}
-                let v{{ c }}_{{ p }} = staged[v_at + {{ (line + p) * 32 + 16 * c }}u];
+        {% for line in range(0, 16, 2) %}
+        {
+            {% for i in range(2) %}
+            let w{{ i }} = weights[{{ (line + i) * down }}u + (down ^ {{ 2 * (line + i) % 8 }}u) % {{ down }}u];
+            {% for c in range(2) %}
+            let v{{ c }}_{{ i }} = staged[across + {{ (line + i) * 32 + 16 * c }}u];
+            {% endfor %}
+            {% endfor %}
+            {% for r in fours %}
+            {% for c in range(2) %}
+            sums{{ r }}_{{ c }} += vec4i(
+                {% for i in "xyzw" %}
+                dot4I8Packed(w0.{{ "xyzw"[r] }}, v{{ c }}_0.{{ i }}) + dot4I8Packed(w1.{{ "xyzw"[r] }}, v{{ c }}_1.{{ i }}),
                 {% endfor %}
-                {% endfor %}
-                {% for r in fours %}
-                {% for c in range(2) %}
-                sums{{ r }}_{{ c }} += vec4i(
-                    {% for i in "xyzw" %}
-                    dot4I8Packed(p0.{{ "xyzw"[r] }}, v{{ c }}_0.{{ i }}) + dot4I8Packed(p1.{{ "xyzw"[r] }}, v{{ c }}_1.{{ i }}),
-                    {% endfor %}
-                );
-                {% endfor %}
-                {% endfor %}
-            }
+            );
+            {% endfor %}
             {% endfor %}
         }
+        {% endfor %}
         {% for r in fours %}
         {% for c in range(2) %}
         y{{ r }}_{{ c }} += to_float(sums{{ r }}_{{ c }}) * v_scale{{ c }} * count.{{ "xyzw"[r] }};

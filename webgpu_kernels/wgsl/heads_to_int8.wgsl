@@ -1,17 +1,21 @@
 {% set turned = order == "channels" %}
+{% set eight = range(8) %}
 // Heads of x as int8 codes, four in a word, in tiles of {{ tile }} tokens, filled up with zeros: {{ "[tile][head][four of tokens][channel], a scale a channel and tile" if turned else "[tile][head][four of channels][token], a scale a token" }}: max|x| / 127.
 {% if turned %}
 // After a tile's scales stand the sums of its codes.
 {% endif %}
-// HEAD_SIZE is a multiple of 4{{ " up to 128" if turned }}, x_offset and both strides, too.
+// HEAD_SIZE is a multiple of 4 up to 128, x_offset and both strides of 4.
 {{ interface }}
 override FOURS: u32 = HEAD_SIZE / 4u;
 
 {% include "lib/int8_codes.wgsl" %}
 
-var<workgroup> parts: array<{{ "vec4f" if turned else "f32" }}, 256>;
 {% if turned %}
+var<workgroup> parts: array<vec4f, 256>; // [eight of tokens][four of channels]: greatest magnitudes
 var<workgroup> sums: array<vec4f, 256>;
+{% else %}
+var<workgroup> parts: array<vec4f, {{ 8 * tile }}>; // [token][four of channels]: greatest magnitudes
+var<workgroup> tops: array<vec4f, {{ tile }}>; // [token]: those of four parts of the channels
 {% endif %}
 
 fn load(head: u32, token: u32, four: u32) -> vec4f {
@@ -31,15 +35,15 @@ fn main(
     let head = block % HEADS;
     let first = block / HEADS * {{ tile }}u;
     let inside = first < params.rows;
-{% if turned %}
-    // Threads side by side have four channels each, {{ tile // 8 }} tokens.
+    // Threads side by side have four channels each, 8 tokens.
     let four = thread % 32u;
-    let token = first + thread / 32u * {{ tile // 8 }}u;
-{% for i in range(tile // 8) %}
-    let v{{ i }} = load(head, token + {{ i }}u, four);
+    let token = thread / 32u * 8u;
+{% for i in eight %}
+    let v{{ i }} = load(head, first + token + {{ i }}u, four);
 {% endfor %}
+{% if turned %}
     var most = abs(v0);
-{% for i in range(1, tile // 8) %}
+{% for i in eight[1:] %}
     most = max(most, abs(v{{ i }}));
 {% endfor %}
     parts[thread] = most;
@@ -48,10 +52,10 @@ fn main(
         most = max(most, parts[i]);
     }
     let to_code = vec4f({% for c in "xyzw" %}code_factor(most.{{ c }}){{ ", " if c != "w" }}{% endfor %});
-{% for i in range(tile // 8) %}
+{% for i in eight %}
     let codes{{ i }} = codes_of(v{{ i }}, to_code);
 {% endfor %}
-    sums[thread] = {% for i in range(tile // 8) %}codes{{ i }}{{ " + " if i + 1 < tile // 8 }}{% endfor %};
+    sums[thread] = {% for i in eight %}codes{{ i }}{{ " + " if not loop.last }}{% endfor %};
     workgroupBarrier();
     if (!inside || four >= FOURS) {
         return;
@@ -64,34 +68,33 @@ fn main(
         }
         scales[(2u * block + 1u) * FOURS + four] = sum;
     }
-{% for i in range(0, tile // 8, 4) %}
-    y[(block * {{ tile // 4 }}u + thread / 32u * {{ tile // 32 }}u + {{ i // 4 }}u) * FOURS + four] = vec4u(
+{% for half in range(2) %}
+    y[(block * {{ tile // 4 }}u + token / 4u + {{ half }}u) * FOURS + four] = vec4u(
 {% for c in "xyzw" %}
-        word_of(vec4f({% for j in range(4) %}codes{{ i + j }}.{{ c }}{{ ", " if j < 3 }}{% endfor %})),
+        word_of(vec4f({% for j in range(4) %}codes{{ 4 * half + j }}.{{ c }}{{ ", " if j < 3 }}{% endfor %})),
 {% endfor %}
     );
 {% endfor %}
 {% else %}
-    // Threads side by side have a token each, and one of four parts of its channels.
-    let token = thread % {{ tile }}u;
-    let part = thread / {{ tile }}u;
-    var most = 0.0;
-    for (var four = part; four < FOURS; four += {{ 256 // tile }}u) {
-        most = max(most, greatest(load(head, first + token, four)));
-    }
-    parts[thread] = most;
+{% for i in eight %}
+    parts[(token + {{ i }}u) * 8u + four / 4u][four % 4u] = greatest(v{{ i }});
+{% endfor %}
     workgroupBarrier();
-    for (var i = token; i < 256u; i += {{ tile }}u) {
-        most = max(most, parts[i]);
+    // Four threads share a token.
+    let own = max(parts[2u * thread], parts[2u * thread + 1u]);
+    tops[thread / 4u][thread % 4u] = greatest(own);
+    workgroupBarrier();
+    if (inside && thread < {{ tile }}u) {
+        scales[block * {{ tile }}u + thread] = greatest(tops[thread]) / 127.0;
     }
-    if (!inside) {
+    if (!inside || four >= FOURS) {
         return;
     }
-    if (part == 0u) {
-        scales[block * {{ tile }}u + token] = most / 127.0;
-    }
-    for (var four = part; four < FOURS; four += {{ 256 // tile }}u) {
-        y[(block * FOURS + four) * {{ tile }}u + token] = word_of(codes_of(load(head, first + token, four), vec4f(code_factor(most))));
-    }
+{% for i in eight %}
+    let word{{ i }} = word_of(codes_of(v{{ i }}, vec4f(code_factor(greatest(tops[token + {{ i }}u])))));
+{% endfor %}
+    let at = ((block * FOURS + four) * {{ tile }}u + token) / 4u;
+    y[at] = vec4u(word0, word1, word2, word3);
+    y[at + 1u] = vec4u(word4, word5, word6, word7);
 {% endif %}
 }

@@ -20,6 +20,7 @@ const CONVERSIONS = {
   f16: { kernel: "to_f16", options: {} },
   int8: { kernel: "quantize", options: { share: "segment" } },
   int8_rows: { kernel: "quantize", options: { share: "row" } },
+  int8_tiles: { kernel: "quantize_tiles", options: {} },
   f16_heads: { kernel: "heads_to_f16", options: { order: "tokens" } },
   f16_heads_turned: { kernel: "heads_to_f16", options: { order: "channels" } },
   int8_heads: { kernel: "heads_to_int8", options: { order: "tokens" } },
@@ -27,7 +28,7 @@ const CONVERSIONS = {
 };
 
 const SEGMENT = 128; // columns that share a scale
-const TILE = 64; // tokens that stand together in int8_heads and int8_heads_turned
+const TILE = 64; // rows or tokens that stand together in int8_tiles, int8_heads and int8_heads_turned
 
 /** @param {string} kind */
 const hasHeads = (kind) => kind.includes("_heads");
@@ -78,10 +79,10 @@ export function conversionSizes({ rows, offset, stride, heads, headStride, colum
  * @returns {ScratchBytes}
  */
 export function convertedBytes(kind, { rows, heads, columns }) {
-  const filled = roundUp(rows, { f16_heads_turned: 8, int8_heads: TILE, int8_heads_turned: TILE }[kind] ?? 1);
+  const filled = roundUp(rows, { f16_heads_turned: 8, int8_tiles: TILE, int8_heads: TILE, int8_heads_turned: TILE }[kind] ?? 1);
   const words = filled * heads * columns * (kind.startsWith("f16") ? 2 : 1);
   const scales = {
-    int8: (rows * columns) / SEGMENT * 8, int8_rows: rows * 8,
+    int8: (rows * columns) / SEGMENT * 8, int8_rows: rows * 8, int8_tiles: filled * 4,
     int8_heads: filled * heads * 4, int8_heads_turned: (filled / TILE) * heads * columns * 8,
   }[kind] ?? 0;
   return { words: roundUp(words, 16), scales: roundUp(scales, 16) };

@@ -1,5 +1,6 @@
 {# Sixteen weights of a row of W at a time, for variants that stage whole tiles. `load_sixteen` reads them as they are
    stored, so that a prefetch holds few registers. K is a multiple of 16, GROUP of 16. `SIXTEENS` are sixteens a row.
+   Where `longer` is set, codes of binary and ternary are bound as longer vectors, and whoever sets it loads them itself.
    Two more functions by `operand`: `pairs_of` makes 16 f16 values, `bytes_of` 16 int8 codes. #}
 {% set affine = weights in ("int4", "int8") %}
 {% set dense = weights == "f16" %}
@@ -40,6 +41,7 @@ fn load_sixteen(column: u32, sixteen: u32) -> Sixteen {
 }
 {% else %}
 alias Sixteen = {{ {"int4": "vec2u", "int8": "vec4u"}.get(weights, "u32") }};
+{% if affine or longer is not defined %}
 
 fn load_sixteen(column: u32, sixteen: u32) -> Sixteen {
 {% if weights == "binary" %}
@@ -48,6 +50,7 @@ fn load_sixteen(column: u32, sixteen: u32) -> Sixteen {
     return codes[column * SIXTEENS + sixteen];
 {% endif %}
 }
+{% endif %}
 {% endif %}
 {% if operand == "f16" %}
 
