@@ -83,9 +83,10 @@ def attention_of_integers(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.nda
         total = 0
         for first in range(0, len(k), 64):
             tile = scores[first : first + 64]
-            weights = np.rint(127 * np.exp(tile - tile.max())).astype(np.int64)
-            share = np.exp(tile.max() - scores.max()) / 127
-            total += share * weights.sum()
+            exact = 255 * np.exp(tile - tile.max())
+            weights = np.rint(exact).astype(np.int64)
+            share = np.exp(tile.max() - scores.max()) / 255
+            total += share * exact.sum()
             for channel, values in enumerate(v[first : first + 64].astype(np.float64).T):
                 values, step = codes(values)
                 y[query, channel] += share * (weights @ values) * step

@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[str | None, bool]] = {
 }
 F16_MAX = 65_504.0
 KEYS = 64  # a tile of them shares scales of values, and its weights a top
-WEIGHT_STEPS = 127  # the code of a weight of 1
+WEIGHT_STEPS = 255  # the code of a weight of 1
 LEAST = 1e-30  # stands for the greatest magnitude of zeros
 
 
@@ -73,8 +73,8 @@ def eight_bit_attention(
     """What the variant int8 of `attention` makes of float32 [B, tokens, heads, channels], in its place in diffusers.
 
     Steps of queries and keys are those of a token and head, of values those of a channel and KEYS keys. Weights are
-    codes 0..WEIGHT_STEPS of exp(score - the tile's greatest score). Sums of products of codes stay below 2^24, so
-    they are exact here as in integers.
+    codes 0..WEIGHT_STEPS of exp(score - the tile's greatest score), but their sum, which y is divided by, is that of
+    the weights before rounding. Sums of products of codes stay below 2^24, so they are exact here as in integers.
 
     Raises:
         ValueError: with a mask, which pictures do not need.
@@ -88,10 +88,10 @@ def eight_bit_attention(
     y, total = torch.zeros_like(query), torch.zeros_like(top)
     for some, values in zip(scores.split(KEYS, -1), value.split(KEYS, -2), strict=True):
         tile_top = some.amax(-1, keepdim=True)
-        weights = (WEIGHT_STEPS * (some - tile_top).exp()).round()
+        weights = WEIGHT_STEPS * (some - tile_top).exp()
         share = (tile_top - top).exp()
         v, v_step = eight_bit_codes(values, -2)
-        y += share * (weights @ v) * v_step
+        y += share * (weights.round() @ v) * v_step
         total += share * weights.sum(-1, keepdim=True)
     return (y / total).transpose(1, 2)
 
