@@ -29,11 +29,13 @@ import { shapesOf } from "./trial.js";
 
 const FORMAT = 2; // of what is remembered
 const BUDGET_MS = 300; // of GPU time for all timings
-// Of all multiply-adds: a group below it is not timed, it takes its kernel's winner. Each variant compiled costs time.
-const LEAST_SHARE = 0.1;
+// Of all multiply-adds: a group below it is not timed, it takes another's winner. Each variant compiled costs time.
+const LEAST_SHARE = 0.04;
 // Relative; of variants that state none.
 const EXACT_ERROR = 1e-4;
 const FEW = 3; // runs of a timing, at least
+// A variant that is so many times slower than the fastest on few rows is not worth a long run.
+const HOPELESS = 4;
 /** More than a tile of 128 rows and a part of one, in every part of a plan. */
 const SMALL = { text_tokens: 133, image_tokens: 130, rows: 5, columns: 9 };
 
@@ -117,25 +119,32 @@ async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
     await tool.compile(some.map((group) => ({ shape: group.shape, variants: names(group) })));
     choice.ms.compile += performance.now() - start;
   };
-  /** @type {(some: Group[], group: Group) => Group | undefined} the heaviest of its kernel in its component */
-  const heaviestOf = (some, { kernel, part: { plan: { component } } }) =>
-    some.find((other) => other.kernel === kernel && other.part.plan.component === component);
-  const isTimed = (/** @type {Group} */ group) => group === heaviestOf(open, group) ||
+  /** @type {(some: Group[], group: Group) => Group | undefined} of its kernel in its component that with the nearest N */
+  const nearestOf = (some, { kernel, shape, part: { plan: { component } } }) => {
+    const distance = (/** @type {Group} */ other) => Math.abs(Math.log((other.shape.sizes.N ?? 1) / (shape.sizes.N ?? 1)));
+    const like = some.filter((other) => other.kernel === kernel && other.part.plan.component === component);
+    return like.reduce((best, other) => (distance(other) < distance(best) ? other : best), like[0]);
+  };
+  const isTimed = (/** @type {Group} */ group) => group === open.find(({ kernel, part: { plan } }) =>
+    kernel === group.kernel && plan.component === group.part.plan.component) ||
     (group.macs >= LEAST_SHARE * total && group === open.find(({ family }) => family === group.family));
   const [timed, others] = [open.filter(isTimed), open.filter((group) => !isTimed(group))];
   try {
     await compile(timed, namesOf);
     let budget = BUDGET_MS;
+    let macs = timed.reduce((sum, group) => sum + group.macs, 0);
     for (const [order, group] of timed.entries()) {
       signal?.throwIfAborted();
-      budget -= await chooseOne(tool, group, Math.max(0, budget) / (timed.length - order), choice);
+      const share = Math.max(group.macs / macs, 0.5 / (timed.length - order));
+      budget -= await chooseOne(tool, group, Math.max(0, budget) * share, choice);
+      macs -= group.macs;
     }
-    // The best of what the family's heaviest group, else the kernel's in this component, tried that this group has, if it
-    // is right here, too.
+    // The best of what the family's heaviest group, else the nearest in size, tried that this group has, if it is right
+    // here, too.
     const pair = (/** @type {Group} */ group) => {
       const [baseline, ...names] = namesOf(group);
-      const heaviest = /** @type {Group} */ (timed.find(({ family }) => family === group.family) ?? heaviestOf(timed, group));
-      const best = orderOf(choice, heaviest.key).find((name) => name === baseline || names.includes(name));
+      const like = /** @type {Group} */ (timed.find(({ family }) => family === group.family) ?? nearestOf(timed, group));
+      const best = orderOf(choice, like.key).find((name) => name === baseline || names.includes(name));
       return best && best !== baseline ? [baseline, best] : [baseline];
     };
     for (const group of others) choice.variants[group.key] = pair(group)[0];
@@ -231,31 +240,45 @@ async function chooseOne(tool, group, budget, choice) {
   const small = resized(part, shape, SMALL);
   const trials = await tool.open(part, [small, shape]);
   try {
-    const right = await checkAll(trials, group, small, namesOf(group), choice);
-    let spent = Object.values(right).reduce((sum, ms) => sum + ms, 0);
-    // A candidate that is several times slower on few rows is not worth a long run; the small case decides.
-    const fastest = Math.min(...Object.values(right));
-    const rivals = Object.keys(right).filter((name) => right[name] <= 4 * fastest);
-    const times = Object.fromEntries(rivals.map((name) => [name, right[name]]));
-    const slot = Math.max(0, budget - spent) / rivals.length / FEW;
-    const sized = rivals.length > 1 ? fitting(part, shape, small, fastest, slot) : null;
-    if (sized) {
-      for (const [name, found] of Object.entries(await trials.time(sized, rivals))) {
+    let times = await checkAll(trials, group, small, namesOf(group), choice);
+    let spent = total(times);
+    times = hopeful(times);
+    /** @type {(sized: Shape, rounds?: number) => Promise<void>} */
+    const time = async (sized, rounds) => {
+      for (const [name, found] of Object.entries(await trials.time(sized, Object.keys(times), rounds))) {
         times[name] = found.ms;
         spent += found.spent;
       }
+    };
+    const isOpen = Object.keys(times).length > 1;
+    // The check ran once, by a clock that is coarse for a fast device. What more rows take follows from a closer look.
+    if (isOpen && FEW * total(times) <= budget - spent) {
+      await time(small, 1);
+      times = hopeful(times);
     }
+    const sized = isOpen ? fitting(part, shape, small, total(times), (budget - spent) / FEW) : null;
+    if (sized) await time(sized);
     choice.times[key] = times;
-    choice.variants[key] = rivals.reduce((best, name) => (times[name] < times[best] ? name : best));
+    choice.variants[key] = Object.keys(times).reduce((best, name) => (times[name] < times[best] ? name : best));
     return spent;
   } finally {
     trials.destroy();
   }
 }
 
+/** @param {Record<string, number>} times */
+function total(times) {
+  return Object.values(times).reduce((sum, ms) => sum + ms, 0);
+}
+
+/** @param {Record<string, number>} times @returns those that are not hopelessly slow */
+function hopeful(times) {
+  const fastest = Math.min(...Object.values(times));
+  return Object.fromEntries(Object.entries(times).filter(([, ms]) => ms <= HOPELESS * fastest));
+}
+
 /**
- * The shape, with as many rows as can be timed within a slot; the small case if those are hardly more than its own, as
- * its check ran once, by a coarse clock; null where even that takes too long, and its check was exact enough.
+ * The shape, with as many rows as can run once within a slot; null if those are hardly more than the small case's.
  * @param {Part} part
  * @param {Shape} shape
  * @param {Shape} small
@@ -268,10 +291,10 @@ function fitting(part, shape, small, ms, slot) {
     const symbols = Object.fromEntries(Object.keys(SMALL).map((name) =>
       [name, Math.max(SMALL[/** @type {keyof typeof SMALL} */ (name)], Math.ceil((part.symbols[name] ?? 0) / cut))]));
     const candidate = cut === 1 ? shape : resized(part, shape, symbols);
-    if (candidate.macs <= 2 * small.macs) break;
+    if (candidate.macs <= 2 * small.macs) return null;
     if (ms * (candidate.macs / small.macs) <= slot) return candidate;
   }
-  return ms <= slot ? small : null;
+  return null;
 }
 
 /**

@@ -19,7 +19,7 @@ const SHARES = 256; // of the kernel `compare`
 const SHARE_BYTES = 12 * SHARES;
 const COARSE_MS = 0.1; // steps of timestamps in browsers
 const ENOUGH_MS = 8; // of a variant's runs
-const MOST_REPEATS = 20;
+const MOST_REPEATS = 40;
 const ROUNDS = 2;
 
 /** The variants of one dispatch. Whoever opens it destroys it. */
@@ -101,9 +101,10 @@ export class Trials {
    * Milliseconds of variants on a shape: the least of some rounds in which each has its turn.
    * @param {Shape} shape
    * @param {string[]} names
+   * @param {number} [count] of rounds
    * @returns {Promise<Record<string, Time>>}
    */
-  async time(shape, names) {
+  async time(shape, names, count = ROUNDS) {
     const ready = await this.prepared(shape, names, (_, failure) => { throw new Error(failure); });
     const run = (/** @type {number[]} */ repeats) =>
       this.measurer.watch.timeAll(ready.map(({ steps }, at) => ({ steps, repeats: repeats[at] })));
@@ -112,7 +113,7 @@ export class Trials {
     const repeats = first.map(repeatsOf);
     /** @type {number[][]} */
     const rounds = [];
-    while (rounds.length < ROUNDS) rounds.push(await run(repeats));
+    while (rounds.length < count) rounds.push(await run(repeats));
     return Object.fromEntries(names.map((name, at) => [name, {
       ms: Math.min(...rounds.map((times) => times[at])) / repeats[at],
       spent: rounds.reduce((sum, times) => sum + times[at], first[at]),
