@@ -76,7 +76,7 @@ def make_parser() -> Parser:
     draw.add_argument("--variant", help="binary or ternary (default: ternary if the model has it)")
     draw.add_argument("--adapter", choices=("auto", "software", "hardware"), default="auto")
     draw.add_argument(
-        "--kernels", metavar="NAME", help="this variant of every kernel that has it (default: the page's)"
+        "--kernels", metavar="NAME[,NAME]", help="this variant of every kernel that has it (default: the page's)"
     )
     draw.add_argument("--all-features", action="store_true", help="with what browsers keep behind flags")
     draw.add_argument("-o", "--out", type=Path, help="default: out.png")

@@ -352,6 +352,7 @@ MATRICES = [{"componentType": "f16", "resultComponentType": "f32", "M": 16, "N":
         (["shader-f16"], 256, {"forceVariant": "baseline"}, "baseline"),
         (["shader-f16"], 1024, {"forceVariant": "wide"}, "wide"),
         ([], 256, {"forceVariant": "f16"}, "baseline"),
+        (["shader-f16"], 1024, {"forceVariant": "int8,wide,f16"}, "wide"),
         (["m"], 256, {"matrices": MATRICES}, "matrix"),
         (["m"], 256, {"matrices": [{**MATRICES[0], "N": 16}]}, "baseline"),
         (["dp"], 256, {}, "baseline"),  # not by default

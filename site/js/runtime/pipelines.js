@@ -80,14 +80,15 @@ function roundsOperands(variant) {
  * run, else the baseline; where nothing was chosen, the last that may run without being asked for and converts nothing.
  * @param {KernelEntry[]} variants baseline first
  * @param {Offer} offer
- * @param {{component: string, forceVariant?: string, chosen?: string[]}} policy forceVariant: taken where a kernel has
- *   it, the baseline elsewhere; chosen: best first
+ * @param {{component: string, forceVariant?: string, chosen?: string[]}} policy forceVariant: the name of the variant taken
+ *   where a kernel has it, the baseline elsewhere; of several names with commas the first it has; chosen: best first
  * @returns {KernelEntry}
  */
 export function chooseVariant(variants, offer, { component, forceVariant, chosen }) {
   const possible = possibleVariants(variants, offer, component);
-  if (forceVariant) return possible.find((variant) => variant.variant === forceVariant) ?? variants[0];
-  const [best] = (chosen ?? []).flatMap((name) => possible.filter((variant) => variant.variant === name));
+  const [best] = (forceVariant?.split(",") ?? chosen ?? []).flatMap((name) =>
+    possible.filter((variant) => variant.variant === name));
+  if (forceVariant) return best ?? variants[0];
   const usual = possible.filter((variant) => variant.default !== false && !converts(variant));
   const found = best ?? (chosen ? possible[0] : usual.at(-1));
   if (found) return found;
