@@ -184,6 +184,11 @@ def _rate(row: dict[str, Any], macs: float, ceilings: dict[str, float]) -> None:
             row["share"] = row["bytes"] / seconds / ceilings["copy"]
 
 
+def _of(component: str, by_key: dict[str, Any]) -> dict[str, Any]:
+    """What a choice says of a component."""
+    return {key: value for key, value in by_key.items() if key.startswith(f"{component} ")}
+
+
 def measure_wholes(page: Page, model: str, wanted: Wanted, found: Measured) -> None:
     """Run each component of a model whole, at each size."""
     pattern = re.compile(wanted.only or "")
@@ -196,7 +201,8 @@ def measure_wholes(page: Page, model: str, wanted: Wanted, found: Measured) -> N
         kernels = f"all: {wanted.variant}" if wanted.variant else choice["summary"]
         for component in wanted_here:
             row = {"model": model, "size": f"{size[0]}x{size[1]}", "component": component, "kernels": kernels}
-            row |= {"choice_ms": choice["ms"], "rejected": choice["rejected"]}
+            own = {part: _of(component, choice[part]) for part in ("variants", "times")}
+            row |= {"choice_ms": choice["ms"], "rejected": choice["rejected"], **own}
             try:
                 script = "([model, component, size, options]) => bench.whole(model, component, size, options)"
                 row |= page.evaluate(script, [model, component, list(size), {"runs": wanted.runs}])

@@ -40,7 +40,7 @@ PLAN: dict[str, Any] = {
 TENSORS = [["A.codes", N, N * K // 8], ["A.scales", N, N * K // 64], ["B", 4, 16 * K]]
 
 # By variant: time in ms of 512 rows of the heavy dispatch, the error found in its result and the greatest allowed.
-FAKE = """async ([plan, fakes, adapter, tokens]) => {
+FAKE = """async ([plan, fakes, adapter, tokens, largest]) => {
   const { chooseVariants, summaryOf } = await load("choice");
   const variants = Object.keys(fakes).map((variant) => ({ kernel: "linear", variant, features: [], limits: {},
     default: fakes[variant].default ?? true, software: fakes[variant].software ?? false,
@@ -48,20 +48,21 @@ FAKE = """async ([plan, fakes, adapter, tokens]) => {
   const offer = { features: new Set(), limits: {} };
   const pipelines = { variantsOf: () => variants, offer, choice: new Map() };
   const calls = [];
-  const msOf = (variant, { N, rows }) =>
+  const msOf = (variant, { N = 256, rows, q_tokens }) => q_tokens ? fakes[variant].ms * (q_tokens / 512) ** 2 :
     fakes[variant].ms * rows / 512 * N / 256 * (N < 128 ? fakes[variant].narrow ?? 1 : 1);
+  const rowsOf = ({ sizes }) => sizes.rows ?? sizes.q_tokens;
   const measurer = {
     compile: async (wanted) => wanted.forEach(({ variants }) => calls.push(["compile", variants])),
     open: async () => ({
       check: async (shape, names) => Object.fromEntries(names.map((name) => {
         const { error = 0, found = 0, fails } = fakes[name];
-        calls.push(["check", name, shape.sizes.N, shape.sizes.rows, msOf(name, shape.sizes)]);
+        calls.push(["check", name, shape.sizes.N, rowsOf(shape), msOf(name, shape.sizes)]);
         const ms = Math.max(msOf(name, shape.sizes), 0.1); // by a coarse clock
         return [name, fails ? { failure: fails } : { ms, error: found ?? Infinity }];
       })),
       time: async (shape, names) => Object.fromEntries(names.map((name) => {
         const ms = msOf(name, shape.sizes);
-        calls.push(["time", name, shape.sizes.N, shape.sizes.rows, 3 * ms]);
+        calls.push(["time", name, shape.sizes.N ?? null, rowsOf(shape), 3 * ms]);
         return [name, { ms, spent: 3 * ms }];
       })),
       destroy: () => calls.push(["close"]),
@@ -69,7 +70,8 @@ FAKE = """async ([plan, fakes, adapter, tokens]) => {
     destroy: () => calls.push(["destroy"]),
   };
   const context = { facts: { adapter } };
-  const part = { plan, tensors: new Map(), symbols: { image_tokens: tokens } };
+  const part = { plan, tensors: new Map(), symbols: { image_tokens: tokens },
+    largest: largest && { image_tokens: largest } };
   const choice = await chooseVariants(context, pipelines, [part], { measurer });
   const orders = [...pipelines.choice.values()];
   return { ...choice, calls, orders, applied: orders.map(([best]) => best), summary: summaryOf(choice) };
@@ -83,8 +85,9 @@ def choose(
     adapter: dict[str, Any] = GPU,
     plan: dict[str, Any] = PLAN,
     tokens: int = ROWS,
+    largest: int | None = None,
 ) -> dict[str, Any]:
-    return page.evaluate(FAKE, [plan, fakes, adapter, tokens])
+    return page.evaluate(FAKE, [plan, fakes, adapter, tokens, largest])
 
 
 def of(found: dict[str, Any], kind: str) -> list[Any]:
@@ -183,6 +186,21 @@ def test_light_shapes_take_the_winner_of_the_nearest_size(calculator: Page) -> N
     found = choose(calculator, fakes, plan={**PLAN, "dispatches": products})
     assert {call[2] for call in of(found, "time")} == {256, 64}
     assert list(found["variants"].values()) == ["wide", "narrow", "narrow"]
+
+
+def test_attention_is_timed_at_the_largest_size(calculator: Page) -> None:
+    views = {f"{name}_{part}": 0 for name in "qkvy" for part in ("offset", "stride", "head_stride")}
+    attention = {
+        "kernel": "attention",
+        "options": {"mask": "none"},
+        "constants": {"HEADS": 8, "KV_HEADS": 8, "HEAD_SIZE": 128, "SCALE": 0.1},
+        "uniforms": {"q_tokens": "image_tokens", "kv_tokens": "image_tokens", **views},
+        "bindings": {"q": 0, "k": 0, "v": 0, "y": 1},
+    }
+    plan = {**PLAN, "dispatches": [PLAN["dispatches"][0], attention]}
+    found = choose(calculator, {"f32": {"ms": 1}, "f16": {"ms": 0.5}}, plan=plan, largest=2048)
+    sizes = {(call[2], call[3]) for call in of(found, "time")}
+    assert sizes == {(N, 130), (N, ROWS), (None, 130), (None, 2048)}
 
 
 def test_a_fast_device_times_whole_shapes_however_coarse_its_clock(calculator: Page) -> None:

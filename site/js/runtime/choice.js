@@ -13,10 +13,11 @@ import { shapesOf } from "./trial.js";
  * @typedef {import("./pipelines.js").KernelEntry} KernelEntry
  * @typedef {import("./trial.js").Shape} Shape
  * @typedef {{plan: import("./plan.js").Plan, tensors: import("./trial.js").TensorSizes,
- *   symbols: Record<string, number>}} Part a component's plan and the sizes that it will run at, most likely
- * @typedef {{key: string, family: string, kernel: string, part: Part, shape: Shape, macs: number,
- *   variants: KernelEntry[]}} Group dispatches that run one variant: the heaviest of them, and what all compute together;
- *   family: the key without the epilogue, which takes little of the time
+ *   symbols: Record<string, number>, largest?: Record<string, number>}} Part a component's plan, the sizes that it will run
+ *   at, most likely, and the largest that are offered
+ * @typedef {{key: string, family: string, kernel: string, part: Part, symbols: Record<string, number>, shape: Shape,
+ *   macs: number, variants: KernelEntry[]}} Group dispatches that run one variant: the heaviest of them, the sizes that it
+ *   is timed at, and what all compute together; family: the key without the epilogue, which takes little of the time
  * @typedef {{kernel: string, variant: string, key: string, reason: string}} Rejection
  * @typedef {{variants: Record<string, string>, kernels: Record<string, string[]>, rejected: Rejection[],
  *   times: Record<string, Record<string, number>>, ms: {compile: number, measure: number}}} Choice variants: by
@@ -27,13 +28,16 @@ import { shapesOf } from "./trial.js";
  *   open: (source: import("./trial.js").Source, shapes: Shape[]) => Promise<Trials>}} Tool a Measurer, or a test's
  */
 
-const FORMAT = 2; // of what is remembered
-const BUDGET_MS = 300; // of GPU time for all timings
+// Of what is remembered.
+const FORMAT = 2;
+// Of GPU time for all timings.
+const BUDGET_MS = 300;
 // Of all multiply-adds: a group below it is not timed, it takes another's winner. Each variant compiled costs time.
 const LEAST_SHARE = 0.04;
 // Relative; of variants that state none.
 const EXACT_ERROR = 1e-4;
-const FEW = 3; // runs of a timing, at least
+// Runs of a timing, at least.
+const FEW = 3;
 // A variant that is so many times slower than the fastest on few rows is not worth a long run.
 const HOPELESS = 4;
 /** More than a tile of 128 rows and a part of one, in every part of a plan. */
@@ -53,13 +57,16 @@ export function groupsOf(pipelines, parts) {
     /** @param {Shape} shape */
     const candidates = ({ dispatch }) => possibleVariants(pipelines.variantsOf(dispatch), pipelines.offer, component)
       .filter((variant) => variant.default !== false);
-    for (const shape of shapesOf(part.plan, part.symbols)) {
+    for (const usual of shapesOf(part.plan, part.symbols)) {
+      // Attention's work grows with the square of the tokens: it is timed where it weighs most.
+      const symbols = (usual.dispatch.kernel === "attention" && part.largest) || part.symbols;
+      const shape = symbols === part.symbols ? usual : resized(part, usual, symbols);
       const key = choiceKey(shape.dispatch, component);
       const group = groups.get(key);
       if (!group) {
         const { macs, dispatch: { kernel, constants, options: { epilogue, ...options } } } = shape;
         const family = choiceKey({ kernel, options, constants }, component);
-        groups.set(key, { key, family, kernel, part, shape, macs, variants: candidates(shape) });
+        groups.set(key, { key, family, kernel, part, symbols, shape, macs, variants: candidates(shape) });
         continue;
       }
       group.macs += shape.macs;
@@ -121,11 +128,13 @@ async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
   };
   /** @type {(some: Group[], group: Group) => Group | undefined} of its kernel in its component that with the nearest N */
   const nearestOf = (some, { kernel, shape, part: { plan: { component } } }) => {
-    const distance = (/** @type {Group} */ other) => Math.abs(Math.log((other.shape.sizes.N ?? 1) / (shape.sizes.N ?? 1)));
+    /** @param {Group} other */
+    const distance = (other) => Math.abs(Math.log((other.shape.sizes.N ?? 1) / (shape.sizes.N ?? 1)));
     const like = some.filter((other) => other.kernel === kernel && other.part.plan.component === component);
     return like.reduce((best, other) => (distance(other) < distance(best) ? other : best), like[0]);
   };
-  const isTimed = (/** @type {Group} */ group) => group === open.find(({ kernel, part: { plan } }) =>
+  /** @param {Group} group */
+  const isTimed = (group) => group === open.find(({ kernel, part: { plan } }) =>
     kernel === group.kernel && plan.component === group.part.plan.component) ||
     (group.macs >= LEAST_SHARE * total && group === open.find(({ family }) => family === group.family));
   const [timed, others] = [open.filter(isTimed), open.filter((group) => !isTimed(group))];
@@ -141,7 +150,8 @@ async function chooseAmong(context, pipelines, groups, { signal, measurer }) {
     }
     // The best of what the family's heaviest group, else the nearest in size, tried that this group has, if it is right
     // here, too.
-    const pair = (/** @type {Group} */ group) => {
+    /** @param {Group} group */
+    const pair = (group) => {
       const [baseline, ...names] = namesOf(group);
       const like = /** @type {Group} */ (timed.find(({ family }) => family === group.family) ?? nearestOf(timed, group));
       const best = orderOf(choice, like.key).find((name) => name === baseline || names.includes(name));
@@ -256,7 +266,7 @@ async function chooseOne(tool, group, budget, choice) {
       await time(small, 1);
       times = hopeful(times);
     }
-    const sized = isOpen ? fitting(part, shape, small, total(times), (budget - spent) / FEW) : null;
+    const sized = isOpen ? fitting(group, small, total(times), (budget - spent) / FEW) : null;
     if (sized) await time(sized);
     choice.times[key] = times;
     choice.variants[key] = Object.keys(times).reduce((best, name) => (times[name] < times[best] ? name : best));
@@ -278,18 +288,17 @@ function hopeful(times) {
 }
 
 /**
- * The shape, with as many rows as can run once within a slot; null if those are hardly more than the small case's.
- * @param {Part} part
- * @param {Shape} shape
+ * A group's shape, with as many rows as can run once within a slot; null if those are hardly more than the small case's.
+ * @param {Group} group
  * @param {Shape} small
  * @param {number} ms of the small case
  * @param {number} slot milliseconds
  * @returns {Shape | null}
  */
-function fitting(part, shape, small, ms, slot) {
+function fitting({ part, shape, symbols: whole }, small, ms, slot) {
   for (let cut = 1; cut <= 64; cut *= 2) {
-    const symbols = Object.fromEntries(Object.keys(SMALL).map((name) =>
-      [name, Math.max(SMALL[/** @type {keyof typeof SMALL} */ (name)], Math.ceil((part.symbols[name] ?? 0) / cut))]));
+    const symbols = Object.fromEntries(Object.entries(SMALL).map(([name, least]) =>
+      [name, Math.max(least, Math.ceil((whole[name] ?? 0) / cut))]));
     const candidate = cut === 1 ? shape : resized(part, shape, symbols);
     if (candidate.macs <= 2 * small.macs) return null;
     if (ms * (candidate.macs / small.macs) <= slot) return candidate;

@@ -27,8 +27,10 @@ const CONVERSIONS = {
   int8_heads_turned: { kernel: "heads_to_int8", options: { order: "channels" } },
 };
 
-const SEGMENT = 128; // columns that share a scale
-const TILE = 64; // rows or tokens that stand together in int8_tiles, int8_heads and int8_heads_turned
+// Columns that share a scale.
+const SEGMENT = 128;
+// Rows or tokens that stand together in int8_tiles, int8_heads and int8_heads_turned.
+const TILE = 64;
 
 /** @param {string} kind */
 const hasHeads = (kind) => kind.includes("_heads");

@@ -15,10 +15,13 @@ import { Scratch } from "./trial.js";
  * @typedef {{ms: number, spent: number}} Time of one run, and of all that were made
  */
 
-const SHARES = 256; // of the kernel `compare`
+// Of the kernel `compare`.
+const SHARES = 256;
 const SHARE_BYTES = 12 * SHARES;
-const COARSE_MS = 0.1; // steps of timestamps in browsers
-const ENOUGH_MS = 8; // of a variant's runs
+// Steps of timestamps in browsers.
+const COARSE_MS = 0.1;
+// Of a variant's runs.
+const ENOUGH_MS = 8;
 const MOST_REPEATS = 40;
 const ROUNDS = 2;
 

@@ -269,13 +269,18 @@ async function loadPlan(manifest, name, manifestUrl, signal) {
  * @returns {Promise<KernelFacts>}
  */
 async function choose(context, pipelines, manifest, plans, signal) {
-  const { downscale } = manifest.latents;
-  const [columns, rows] = manifest.sizes.default.map((pixels) => Math.ceil(pixels / downscale));
-  const sizes = { rows, columns, image_tokens: rows * columns, text_tokens: manifest.text.length };
-  const symbols = { ...bandSymbols(context.device.limits), ...sizes };
+  const { latents: { downscale }, sizes: { default: usual, presets }, text } = manifest;
+  /** @param {number[]} size */
+  const symbolsOf = (size) => {
+    const [columns, rows] = size.map((pixels) => Math.ceil(pixels / downscale));
+    const tokens = { image_tokens: rows * columns, text_tokens: text.length };
+    return { ...bandSymbols(context.device.limits), rows, columns, ...tokens };
+  };
+  const symbols = symbolsOf(usual);
+  const largest = symbolsOf(presets.reduce((a, b) => (a[0] * a[1] > b[0] * b[1] ? a : b)));
   const limit = bindingLimit(context.device.limits);
   const parts = COMPONENTS.map((name) =>
-    ({ plan: plans[name], tensors: tensorSizes(manifest.components[name], limit), symbols }));
+    ({ plan: plans[name], tensors: tensorSizes(manifest.components[name], limit), symbols, largest }));
   const choice = await findChoice(context, pipelines, parts, signal);
   return { summary: summaryOf(choice), rejected: choice.rejected };
 }
