@@ -28,15 +28,17 @@ var<workgroup> staged_w: array<vec4u, {{ lines * w_line }}>;
 
 {% include "lib/store_four.wgsl" %}
 
+{# Where groups are whole slices the first scale serves all; GROUP is known when the shader is compiled. #}
 {% macro fetch(step) %}
 {% if not affine %}
         packed = codes[column * (K / {{ depth }}u) + {{ step }}];
 {% endif %}
-{% for i in range(sixteens) %}
-{% if affine %}
+        bits0 = scale_bits(column, {{ step }} * {{ sixteens }}u);
+{% for i in range(1, sixteens) %}
+        bits{{ i }} = select(scale_bits(column, {{ step }} * {{ sixteens }}u + {{ i }}u), bits0, GROUP % {{ depth }}u == 0u);
+{% endfor %}
+{% for i in range(sixteens if affine else 0) %}
         packed{{ i }} = load_sixteen(column, {{ step }} * {{ sixteens }}u + {{ i }}u);
-{% endif %}
-        bits{{ i }} = {{ "select(scale_bits(column, %s * %du + %du), bits0, GROUP %% %du == 0u)" % (step, sixteens, i, depth) if i else "scale_bits(column, %s * %du)" % (step, sixteens) }};
 {% endfor %}
 {% endmacro %}
 {% macro sixteen(i) -%}
