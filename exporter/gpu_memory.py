@@ -135,17 +135,18 @@ def _converted_operand(
     """Bytes of an operand's words and of its scales (`convertedBytes` in site/js/runtime/conversions.js)."""
     uniforms, constants = dispatch["uniforms"], dispatch["constants"]
     if "_heads" in kind:
-        tokens, heads, size = operand_sizes(binding, uniforms, constants)
-        tokens = evaluate(tokens, symbols)
-        tile = {"f16_heads": 1, "f16_heads_turned": 8}.get(kind, TILE)
-        filled = round_up(tokens, tile)
-        words = round_up(filled * heads * size * (2 if kind.startswith("f16") else 1), PADDING)
-        shared = {"int8_heads": filled * heads, "int8_heads_turned": filled // TILE * heads * size * 2}.get(kind, 0)
-        return words, round_up(shared * ITEM_BYTES, PADDING)
-    rows, columns = evaluate(uniforms["rows"], symbols), constants["K"]
-    if kind == "int8_tiles":
-        filled = round_up(rows, TILE)
-        return round_up(filled * columns, PADDING), filled * ITEM_BYTES
-    pairs = {"f16": 0, "int8": columns // SEGMENT, "int8_rows": 1}[kind]
-    scales = round_up(rows * pairs * 2 * ITEM_BYTES, PADDING)
-    return round_up(rows * columns * (2 if kind == "f16" else 1), PADDING), scales
+        counted, heads, columns = operand_sizes(binding, uniforms, constants)
+    else:
+        counted, heads, columns = uniforms["rows"], 1, constants["K"]
+    rows = evaluate(counted, symbols)
+    tiles = {"f16_heads_turned": 8, "int8_tiles": TILE, "int8_heads": TILE, "int8_heads_turned": TILE}
+    filled = round_up(rows, tiles.get(kind, 1))
+    words = filled * heads * columns * (2 if kind.startswith("f16") else 1)
+    scales = {
+        "int8": rows * columns // SEGMENT * 2,
+        "int8_rows": rows * 2,
+        "int8_tiles": filled,
+        "int8_heads": filled * heads,
+        "int8_heads_turned": filled // TILE * heads * columns * 2,
+    }
+    return round_up(words, PADDING), round_up(scales.get(kind, 0) * ITEM_BYTES, PADDING)

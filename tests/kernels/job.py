@@ -111,8 +111,7 @@ def rounded_inputs(variant: Variant, case: Case) -> dict[str, np.ndarray]:
         else:
             tiles = codes.reshape(-1, heads, TILE // 4, size, 4).transpose(0, 2, 4, 1, 3).reshape(-1, TILE, heads, size)
             scales = given[f"{name}_scales"].reshape(-1, 1, heads, 2, size)[..., 0, :]
-        places = (case.uniforms[f"{name}_{part}"] for part in ("offset", "stride", "head_stride"))
-        offset, *strides = places
+        offset, *strides = (case.uniforms[f"{name}_{part}"] for part in ("offset", "stride", "head_stride"))
         inputs[name] = inputs[name].copy()
         inputs[name][indices(offset, sizes, (*strides, 1))] = (tiles * scales).reshape(-1, heads, size)[:tokens]
     return inputs

@@ -93,6 +93,12 @@ def _records(inputs: dict[str, np.ndarray], name: str) -> list[list[Any]]:
     ]
 
 
+def _check_steps_and_bytes(found: dict[str, Any], steps: int, readback: int, more_parts: int) -> None:
+    """`readback` are the bytes that reading an output takes; planBytes counts them, and no parts beyond the first."""
+    assert found["steps"] == steps
+    assert found["bytes"]["counted"] == found["bytes"]["taken"] + readback - 256 * more_parts
+
+
 # Whole dispatches, and three parts of each.
 @pytest.mark.parametrize(
     ("variant", "rows", "parts", "steps", "bound"),
@@ -117,9 +123,7 @@ def test_products_convert_what_they_read_once(
     data = np.concatenate([values for inputs in weights.values() for values in inputs.values()])
     with open_page(browser, local_server(folder)) as page:
         found = page.evaluate(SCRIPT, [PLAN, tensors, text(data), rows, text(x), variant, 1 if parts > 1 else 1e30])
-    assert found["steps"] == steps
-    readback, more_uniforms = 4 * rows * OUT, 256 * 3 * (parts - 1)
-    assert found["bytes"]["counted"] == found["bytes"]["taken"] + readback - more_uniforms
+    _check_steps_and_bytes(found, steps, readback=4 * rows * OUT, more_parts=3 * (parts - 1))
     products = [x @ matrix["B"].T, x @ matrix["A"].T @ matrix["C"].T]
     for data, wanted in zip(found["found"], products * 2, strict=True):
         assert np.linalg.norm(array(data) - wanted.reshape(-1)) <= bound * np.linalg.norm(wanted)
@@ -192,9 +196,7 @@ def test_attention_converts_its_operands_once_and_takes_its_queries_in_parts(
     with open_page(browser, local_server(folder)) as page:
         arguments = [plan, [], "", rows, text(x), variant, 1 if rows > 128 else 1e30]
         found = page.evaluate(SCRIPT, arguments)
-    assert found["steps"] == steps
-    readback, more_uniforms = 4 * rows * HEADS * size, 256 * 2 * (-(-rows // 128) - 1)
-    assert found["bytes"]["counted"] == found["bytes"]["taken"] + readback - more_uniforms
+    _check_steps_and_bytes(found, steps, readback=4 * rows * HEADS * size, more_parts=2 * (-(-rows // 128) - 1))
     q, k, v = x.astype(np.float64).transpose(1, 2, 0, 3)
     weights = np.exp(q @ k.transpose(0, 2, 1) * size**-0.5)
     wanted = (weights / weights.sum(axis=2, keepdims=True) @ v).transpose(1, 0, 2)

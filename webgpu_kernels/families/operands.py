@@ -14,6 +14,9 @@ Arrays = dict[str, np.ndarray]
 
 LANES = {"segment": 8, "row": 256}  # threads that share a scale
 QUANTIZE_THREADS = 256
+# Of all conversions: what they bind first, and where x lies.
+_WORDS = Binding("x"), Binding("y", "read_write", "u32")
+_PLACE = {"rows": "u32", "x_offset": "u32", "x_stride": "u32"}
 
 
 def _rows(inputs: Arrays, constants: Numbers, uniforms: Numbers) -> np.ndarray:
@@ -21,21 +24,24 @@ def _rows(inputs: Arrays, constants: Numbers, uniforms: Numbers) -> np.ndarray:
     return inputs["x"][at + np.arange(constants["COLUMNS"])]
 
 
+def _outputs(found: Arrays) -> Arrays:
+    """What the kernels write, of what `converted` and `converted_heads` give."""
+    return {{"": "y", "_scales": "scales"}[name]: array.astype(np.float64) for name, array in found.items()}
+
+
 def _to_f16(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
-    return {"y": converted("f16", _rows(inputs, constants, uniforms))[""].astype(np.float64)}
+    return _outputs(converted("f16", _rows(inputs, constants, uniforms)))
 
 
 def _quantize(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
     kind = "int8" if options["share"] == "segment" else "int8_rows"
-    found = converted(kind, _rows(inputs, constants, uniforms))
-    return {"y": found[""].astype(np.float64), "scales": found["_scales"].astype(np.float64)}
+    return _outputs(converted(kind, _rows(inputs, constants, uniforms)))
 
 
 def _quantize_tiles(
     inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers
 ) -> Arrays:
-    found = converted("int8_tiles", _rows(inputs, constants, uniforms))
-    return {"y": found[""].astype(np.float64), "scales": found["_scales"].astype(np.float64)}
+    return _outputs(converted("int8_tiles", _rows(inputs, constants, uniforms)))
 
 
 def _heads(inputs: Arrays, constants: Numbers, uniforms: Numbers) -> np.ndarray:
@@ -45,13 +51,12 @@ def _heads(inputs: Arrays, constants: Numbers, uniforms: Numbers) -> np.ndarray:
 
 def _heads_to_f16(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
     kind = "f16_heads" if options["order"] == "tokens" else "f16_heads_turned"
-    return {"y": converted_heads(kind, _heads(inputs, constants, uniforms))[""].astype(np.float64)}
+    return _outputs(converted_heads(kind, _heads(inputs, constants, uniforms)))
 
 
 def _heads_to_int8(inputs: Arrays, options: Options, constants: Numbers, uniforms: Numbers, outputs: Numbers) -> Arrays:
     kind = "int8_heads" if options["order"] == "tokens" else "int8_heads_turned"
-    found = converted_heads(kind, _heads(inputs, constants, uniforms))
-    return {"y": found[""].astype(np.float64), "scales": found["_scales"].astype(np.float64)}
+    return _outputs(converted_heads(kind, _heads(inputs, constants, uniforms)))
 
 
 def _placed(values: np.ndarray, gap: int) -> tuple[np.ndarray, dict[str, int]]:
@@ -133,9 +138,9 @@ def _heads_to_int8_case(order: str, tokens: int, heads: int, size: int) -> Case:
 register(
     Kernel(
         name="to_f16",
-        bindings=(Binding("x"), Binding("y", "read_write", "u32")),
+        bindings=_WORDS,
         constants={"COLUMNS": "u32"},
-        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32"},
+        uniforms=_PLACE,
         options={},
         variants=(
             Variant(
@@ -153,9 +158,9 @@ register(
 register(
     Kernel(
         name="quantize",
-        bindings=(Binding("x"), Binding("y", "read_write", "u32"), Binding("scales", "read_write")),
+        bindings=(*_WORDS, Binding("scales", "read_write")),
         constants={"COLUMNS": "u32"},
-        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32"},
+        uniforms=_PLACE,
         options={"share": ("segment", "row")},
         variants=(
             Variant(
@@ -183,9 +188,9 @@ register(
 register(
     Kernel(
         name="quantize_tiles",
-        bindings=(Binding("x"), Binding("y", "read_write", "u32"), Binding("scales", "read_write")),
+        bindings=(*_WORDS, Binding("scales", "read_write")),
         constants={"COLUMNS": "u32"},
-        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32"},
+        uniforms=_PLACE,
         options={},
         variants=(
             Variant(
@@ -207,9 +212,9 @@ register(
 register(
     Kernel(
         name="heads_to_f16",
-        bindings=(Binding("x"), Binding("y", "read_write", "u32")),
+        bindings=_WORDS,
         constants={"HEADS": "u32", "HEAD_SIZE": "u32"},
-        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32", "x_head_stride": "u32"},
+        uniforms={**_PLACE, "x_head_stride": "u32"},
         options={"order": ("tokens", "channels")},
         variants=(
             Variant(
@@ -236,9 +241,9 @@ register(
 register(
     Kernel(
         name="heads_to_int8",
-        bindings=(Binding("x"), Binding("y", "read_write", "u32"), Binding("scales", "read_write")),
+        bindings=(*_WORDS, Binding("scales", "read_write")),
         constants={"HEADS": "u32", "HEAD_SIZE": "u32"},
-        uniforms={"rows": "u32", "x_offset": "u32", "x_stride": "u32", "x_head_stride": "u32"},
+        uniforms={**_PLACE, "x_head_stride": "u32"},
         options={"order": ("tokens", "channels")},
         variants=(
             Variant(

@@ -44,13 +44,6 @@ var<workgroup> staged_w: array<vec4u, {{ lines * w_line }}>;
 {% macro sixteen(i) -%}
 {% if affine %}packed{{ i }}{% elif weights == "binary" %}packed.{{ "xy"[i // 2] }}{{ " >> 16u" if i % 2 }}{% else %}packed.{{ "xyzw"[i] }}{% endif %}
 {%- endmacro %}
-// A column's scale goes to the threads that store it, through the place of W.
-fn share_scale(thread: u32, scale: f32) {
-    workgroupBarrier();
-    staged_w[thread / 4u][thread % 4u] = bitcast<u32>(scale);
-    workgroupBarrier();
-}
-
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
     let first_column = group.x * {{ tile_columns }}u;
@@ -114,7 +107,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
         }
 {% endfor %}
     }
-    share_scale(thread, scale);
+    // The columns' scales go to the threads that store them, through the place of W.
+    workgroupBarrier();
+    staged_w[thread / 4u][thread % 4u] = bitcast<u32>(scale);
+    workgroupBarrier();
 {% for q in range(2) %}
     let scales{{ q }} = bitcast<vec4f>(staged_w[across + {{ columns_across * q }}u]);
 {% endfor %}

@@ -37,7 +37,8 @@ fn main(
         tops[2u * row + lane / 4u][lane % 4u] = greatest(parts[8u * row + lane]);
     }
     workgroupBarrier();
-    if (first >= params.rows + {{ tile - 1 }}u - (params.rows + {{ tile - 1 }}u) % {{ tile }}u) {
+    let tile = eight / {{ tile // 8 }}u;
+    if (tile * {{ tile }}u >= params.rows) {
         return;
     }
 {% for r in eight %}
@@ -51,7 +52,7 @@ fn main(
 {% for r in eight %}
         let word{{ r }} = word_of(codes_of(load(first + {{ r }}u, i), to_code{{ r }}));
 {% endfor %}
-        let at = (eight / {{ tile // 8 }}u * FOURS + i) * {{ tile // 4 }}u + eight % {{ tile // 8 }}u * 2u;
+        let at = (tile * FOURS + i) * {{ tile // 4 }}u + eight % {{ tile // 8 }}u * 2u;
         y[at] = vec4u(word0, word1, word2, word3);
         y[at + 1u] = vec4u(word4, word5, word6, word7);
     }

@@ -1,7 +1,7 @@
 // What `build.py bench` calls on its page: a device, the kernels of some plans, and the time that they take on
 // buffers of random numbers. A bench model is plans and tensors' shapes; it has no weights.
 
-import { bandSymbols } from "../runtime/bands.js";
+import { symbolsAt } from "../runtime/bands.js";
 import { chooseVariants, summaryOf } from "../runtime/choice.js";
 import { isSoftware, openDevice } from "../runtime/device.js";
 import { Pacer } from "../runtime/executor.js";
@@ -57,11 +57,7 @@ async function modelOf(name) {
 }
 
 /** @param {{text_tokens: number, downscale: number}} model @param {[number, number]} size pixels */
-function symbolsOf(model, [width, height]) {
-  const [rows, columns] = [height / model.downscale, width / model.downscale];
-  const sizes = { rows, columns, image_tokens: rows * columns, text_tokens: model.text_tokens };
-  return { ...bandSymbols(context.device.limits), ...sizes };
-}
+const symbolsOf = (model, size) => symbolsAt(context.device.limits, model, size);
 
 /** Sizes that change neither what a dispatch computes nor how long it takes. */
 const PLACES = /offset|first|stride|table_row/;

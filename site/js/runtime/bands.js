@@ -26,6 +26,18 @@ export function bandSymbols({ maxStorageBufferBindingSize, maxBufferSize }) {
 }
 
 /**
+ * Values of all free symbols at a picture's size.
+ * @param {Parameters<typeof bandSymbols>[0]} limits
+ * @param {{downscale: number, text_tokens: number}} model pixels a latent, tokens of a prompt
+ * @param {number[]} size width and height in pixels
+ * @returns {Symbols}
+ */
+export function symbolsAt(limits, { downscale, text_tokens }, size) {
+  const [columns, rows] = size.map((pixels) => Math.ceil(pixels / downscale));
+  return { ...bandSymbols(limits), rows, columns, image_tokens: rows * columns, text_tokens };
+}
+
+/**
  * The dispatches of a plan in the order in which they run.
  * @param {Plan} plan
  * @param {Symbols} symbols

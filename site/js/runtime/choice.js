@@ -15,9 +15,9 @@ import { shapesOf } from "./trial.js";
  * @typedef {{plan: import("./plan.js").Plan, tensors: import("./trial.js").TensorSizes,
  *   symbols: Record<string, number>, largest?: Record<string, number>}} Part a component's plan, the sizes that it will run
  *   at, most likely, and the largest that are offered
- * @typedef {{key: string, family: string, kernel: string, part: Part, symbols: Record<string, number>, shape: Shape,
- *   macs: number, variants: KernelEntry[]}} Group dispatches that run one variant: the heaviest of them, the sizes that it
- *   is timed at, and what all compute together; family: the key without the epilogue, which takes little of the time
+ * @typedef {{key: string, family: string, kernel: string, part: Part, shape: Shape, macs: number,
+ *   variants: KernelEntry[]}} Group dispatches that run one variant: the heaviest of them, and what all compute together;
+ *   family: the key without the epilogue, which takes little of the time
  * @typedef {{kernel: string, variant: string, key: string, reason: string}} Rejection
  * @typedef {{variants: Record<string, string>, kernels: Record<string, string[]>, rejected: Rejection[],
  *   times: Record<string, Record<string, number>>, ms: {compile: number, measure: number}}} Choice variants: by
@@ -57,16 +57,17 @@ export function groupsOf(pipelines, parts) {
     /** @param {Shape} shape */
     const candidates = ({ dispatch }) => possibleVariants(pipelines.variantsOf(dispatch), pipelines.offer, component)
       .filter((variant) => variant.default !== false);
-    for (const usual of shapesOf(part.plan, part.symbols)) {
+    const shapes = shapesOf(part.plan, part.symbols);
+    const largest = part.largest ? shapesOf(part.plan, part.largest) : shapes;
+    for (const usual of shapes) {
       // Attention's work grows with the square of the tokens: it is timed where it weighs most.
-      const symbols = (usual.dispatch.kernel === "attention" && part.largest) || part.symbols;
-      const shape = symbols === part.symbols ? usual : resized(part, usual, symbols);
+      const shape = usual.dispatch.kernel === "attention" ? sameDispatch(largest, usual) : usual;
       const key = choiceKey(shape.dispatch, component);
       const group = groups.get(key);
       if (!group) {
         const { macs, dispatch: { kernel, constants, options: { epilogue, ...options } } } = shape;
         const family = choiceKey({ kernel, options, constants }, component);
-        groups.set(key, { key, family, kernel, part, symbols, shape, macs, variants: candidates(shape) });
+        groups.set(key, { key, family, kernel, part, shape, macs, variants: candidates(shape) });
         continue;
       }
       group.macs += shape.macs;
@@ -78,13 +79,20 @@ export function groupsOf(pipelines, parts) {
 
 /**
  * The dispatch of a shape at other sizes of the plan; the shape itself where it does not exist there.
+ * @param {Shape[]} shapes
+ * @param {Shape} shape
+ */
+function sameDispatch(shapes, shape) {
+  return shapes.find(({ index }) => index === shape.index) ?? shape;
+}
+
+/**
  * @param {Part} part
  * @param {Shape} shape
  * @param {Record<string, number>} symbols
  */
 function resized(part, shape, symbols) {
-  const all = { ...part.symbols, ...symbols };
-  return shapesOf(part.plan, all).find(({ index }) => index === shape.index) ?? shape;
+  return sameDispatch(shapesOf(part.plan, { ...part.symbols, ...symbols }), shape);
 }
 
 /**
@@ -295,10 +303,10 @@ function hopeful(times) {
  * @param {number} slot milliseconds
  * @returns {Shape | null}
  */
-function fitting({ part, shape, symbols: whole }, small, ms, slot) {
+function fitting({ part, shape }, small, ms, slot) {
   for (let cut = 1; cut <= 64; cut *= 2) {
     const symbols = Object.fromEntries(Object.entries(SMALL).map(([name, least]) =>
-      [name, Math.max(least, Math.ceil((whole[name] ?? 0) / cut))]));
+      [name, Math.max(least, Math.ceil((shape.symbols[name] ?? 0) / cut))]));
     const candidate = cut === 1 ? shape : resized(part, shape, symbols);
     if (candidate.macs <= 2 * small.macs) return null;
     if (ms * (candidate.macs / small.macs) <= slot) return candidate;

@@ -6,7 +6,7 @@
 // card itself is too small for that, the components not at work are freed, and come back from the cache. Arenas,
 // inputs and outputs live for one run of one component.
 
-import { bandSymbols } from "./bands.js";
+import { bandSymbols, symbolsAt } from "./bands.js";
 import { findChoice, summaryOf } from "./choice.js";
 import { BitbrushError, throwIfAborted } from "./errors.js";
 import { Pacer } from "./executor.js";
@@ -151,7 +151,8 @@ export class Model {
         continue;
       }
       const shards = shardsOf(this.manifest.components[name]);
-      for await (const _ of prefetch(this.source, shards, signal, onShard)) throwIfAborted(signal); // into the cache
+      // Into the cache.
+      for await (const _ of prefetch(this.source, shards, signal, onShard)) throwIfAborted(signal);
     }
   }
 
@@ -193,7 +194,8 @@ export class Model {
     const executor = await this.prepared(name, symbols, options).catch(async (error) => {
       if (error.code !== "out-of-memory" || !this.makeRoom(name, bytes, 0)) throw error;
       await this.context.reclaim();
-      this.context.resetPeak(); // what was refused never was in use
+      // What was refused never was in use.
+      this.context.resetPeak();
       return this.prepared(name, symbols, options);
     });
     try {
@@ -269,15 +271,11 @@ async function loadPlan(manifest, name, manifestUrl, signal) {
  * @returns {Promise<KernelFacts>}
  */
 async function choose(context, pipelines, manifest, plans, signal) {
-  const { latents: { downscale }, sizes: { default: usual, presets }, text } = manifest;
+  const { sizes: { default: usual, presets }, latents: { downscale }, text } = manifest;
   /** @param {number[]} size */
-  const symbolsOf = (size) => {
-    const [columns, rows] = size.map((pixels) => Math.ceil(pixels / downscale));
-    const tokens = { image_tokens: rows * columns, text_tokens: text.length };
-    return { ...bandSymbols(context.device.limits), rows, columns, ...tokens };
-  };
-  const symbols = symbolsOf(usual);
-  const largest = symbolsOf(presets.reduce((a, b) => (a[0] * a[1] > b[0] * b[1] ? a : b)));
+  const at = (size) => symbolsAt(context.device.limits, { downscale, text_tokens: text.length }, size);
+  const symbols = at(usual);
+  const largest = at(presets.reduce((a, b) => (a[0] * a[1] > b[0] * b[1] ? a : b)));
   const limit = bindingLimit(context.device.limits);
   const parts = COMPONENTS.map((name) =>
     ({ plan: plans[name], tensors: tensorSizes(manifest.components[name], limit), symbols, largest }));
